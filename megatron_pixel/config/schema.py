@@ -1,0 +1,199 @@
+"""The typed config tree. Each component receives its own dataclass; nothing reads a global one.
+
+A field's meaning stands under the field. Values come from a YAML recipe and from dotted overrides on the command line
+(``--optimizer.lr 3e-4``); :func:`megatron_pixel.config.load_config` reads, checks and returns a :class:`RunConfig`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class RunSection:
+    """Where a run lives."""
+
+    dir: str = "runs/run"
+    """Folder of the run: config.yaml, metrics.jsonl, tensorboard/, checkpoints/, logs/."""
+
+
+@dataclass
+class ModelConfig:
+    """The decoder (paper, Table 8) with its two inputs and two heads."""
+
+    layers: int = 24
+    hidden: int = 1024
+    heads: int = 16
+    kv_heads: int = 8
+    """Key-value heads of grouped-query attention; divides ``heads``."""
+    ffn: int = 2816
+    """Width of the SwiGLU feed-forward layer."""
+    vocab_size: int = 32000
+    seq_length: int = 1024
+    """Positions of a row: patches, tokens, or both."""
+    patch_size: int = 16
+    """Height and width of a patch in pixels."""
+    num_channels: int = 3
+    """3 for RGB, 1 for gray and binary pages."""
+    patch_target: Literal["normalised", "raw"] = "normalised"
+    """Regression target: each patch normalised by its own mean and variance (the paper's), or pixel values / 255."""
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    init_std: float = 0.02
+    """Standard deviation of the normal initialisation."""
+
+
+@dataclass
+class RenderingConfig:
+    """How text becomes a strip of patches (paper, Table 6)."""
+
+    preset: Literal["default", "released"] = "default"
+    """``released`` does what the released checkpoints were trained with, faults of layout included."""
+    fonts: list[str] = field(default_factory=list)
+    """Font files, first choice first; empty means the chain of Noto fonts from the pinned packages."""
+    font_size: float | None = None
+    """Points; by default half the patch size (8 for 16-pixel patches)."""
+    dpi: int = 120
+    patch_size: int = 16
+    mode: Literal["rgb", "gray", "binary"] = "rgb"
+    binary_threshold: int = 128
+    """Gray values below it become black in binary mode."""
+    seq_length: int = 1024
+    """Patches of a page at the most, its black end patch included."""
+
+
+@dataclass
+class DataConfig:
+    """Where rows come from."""
+
+    text: list[str] = field(default_factory=list)
+    """Token datasets: ``prefix`` or ``weight:prefix``."""
+    pixels: list[str] = field(default_factory=list)
+    """Page datasets, likewise."""
+    pairs: list[str] = field(default_factory=list)
+    """Pair datasets, likewise."""
+    mixture: str = "4:4:2"
+    """Rows of a step as text:pixel:pair (paper, appendix D: 4:4:2 for DualGPT)."""
+    synthetic: bool = False
+    """Made-up rows instead of files: the ``-debug`` recipes need no prepared data."""
+    prefetch: int = 4
+    """Micro-batches prepared ahead of the step."""
+
+
+@dataclass
+class PairConfig:
+    """Layout of a pair row."""
+
+    layout: Literal["compact", "released"] = "compact"
+    """``compact``: patches, end patch, tokens, no padding between; ``released``: the image padded to its cap first."""
+    patches: int = 512
+    """Patches of a pair row at the most, end patch included."""
+    tokens: int = 512
+    """Tokens of a pair row at the most, BOS and EOS included."""
+
+
+@dataclass
+class LossConfig:
+    """``L = token_weight * mean(token loss) + patch_weight * mean(patch loss)``, means over the global batch."""
+
+    token_weight: float = 1.0
+    patch_weight: float = 1.0
+    end_patch: bool = True
+    """Whether the black end patch is a target: the released masks include it, the paper's text leaves it out."""
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its schedule (paper, Table 9)."""
+
+    lr: float = 5e-4
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the last step."""
+    warmup_steps: int = 200
+    schedule: Literal["linear", "cosine"] = "linear"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Not stated in the paper."""
+    clip_grad: float = 1.0
+    """Largest gradient norm; 0 switches clipping off. Not stated in the paper."""
+
+
+@dataclass
+class TrainingConfig:
+    """Length, batch and precision of a run."""
+
+    steps: int = 10000
+    stop_after: int | None = None
+    """End early after this step, whole, as a signal would; the schedule still spans ``steps``."""
+    seed: int = 1234
+    global_batch_rows: int = 4096
+    micro_batch_rows: int = 8
+    """Rows of one forward pass on one device; all of one kind."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
+@dataclass
+class ParallelConfig:
+    """How the model is spread over devices; data parallelism takes what is left."""
+
+    tensor: int = 1
+    pipeline: int = 1
+
+
+@dataclass
+class EvaluationConfig:
+    """Evaluation on the held-out splits."""
+
+    every: int = 500
+    """Steps between evaluations; 0 evaluates only at the end."""
+    rows: int = 256
+    """Held-out rows of each kind at the most."""
+
+
+@dataclass
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    every: int = 500
+    """Steps between checkpoints; 0 saves only at the end."""
+    keep: int = 3
+    """Newest checkpoints kept; 0 keeps all."""
+    milestones: list[int] = field(default_factory=list)
+    """Steps whose checkpoints are kept for ever."""
+    resume: str = "auto"
+    """``auto`` (newest whole checkpoint of the run), ``none``, or a checkpoint folder."""
+    allow_changes: list[str] = field(default_factory=list)
+    """Config names whose change at resume is accepted although it changes the model, the data or the optimization."""
+
+
+@dataclass
+class LoggingConfig:
+    """What a run tells."""
+
+    every: int = 1
+    """Steps between lines of metrics.jsonl and TensorBoard."""
+    progress_every: int = 10
+    """Steps between progress lines on a terminal that is not interactive."""
+    pages: int = 2
+    """Held-out pages drawn with their predictions at each evaluation; 0 switches it off."""
+
+
+@dataclass
+class RunConfig:
+    """Everything a pretraining run needs."""
+
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    pair: PairConfig = field(default_factory=PairConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    deepspeed_config: str = "ds_configs/zero1.json"
+    """DeepSpeed's own settings (ZeRO stage, offload, buckets); what stands in this tree may not stand there too."""
