@@ -1,0 +1,1 @@
+"""From documents to micro-batches: files on disk, rows, the sampler and the mixture."""

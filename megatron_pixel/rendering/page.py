@@ -1,0 +1,50 @@
+"""One rendered page: a strip of square patches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Page:
+    """A strip of ``num_patches`` patches that shows ``text[start:end]`` of a document and ends in a black patch.
+
+    The pages of a document tile it without gap or overlap.
+    """
+
+    columns: np.ndarray
+    """uint8 [n*P, P] (gray) or [n*P, P, 3] (the page holds color): one line per pixel column, from left to right, each
+    from top to bottom; 0 is black, 255 white."""
+    num_patches: int
+    """Patches of the page, its black end patch included; 1 for empty text."""
+    start: int
+    """First character of the document that the page shows."""
+    end: int
+    """Character after the last one that the page shows."""
+    patch_size: int
+    """Height and width P of a patch in pixels."""
+
+    @property
+    def has_color(self) -> bool:
+        """Whether the columns hold three channels."""
+        return self.columns.ndim == 3
+
+    def patches(self, num_channels: int) -> np.ndarray:
+        """Return the patches as uint8 [n, P, P, C] in row, column, channel order.
+
+        ``num_channels`` is 1 (a page with color becomes its ITU-R 601 luma, as Pillow's mode ``L``) or 3 (RGB).
+        """
+        if num_channels not in (1, 3):
+            raise ValueError(f"a page has 1 or 3 channels, not {num_channels}")
+        size = self.patch_size
+        columns = self.columns
+        if self.has_color and num_channels == 1:
+            columns = luma(columns)
+        columns = columns.reshape(self.num_patches, size, size, -1).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(np.broadcast_to(columns, (self.num_patches, size, size, num_channels)))
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """ITU-R 601 luma of uint8 [..., 3], rounded as Pillow does; equal channels keep their value."""
+    red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
