@@ -1,0 +1,40 @@
+# Two commands do everything from a fresh clone:
+#   make demo    set-up, then the main job on real text: corpus -> tokenizer -> datasets -> training -> curves and pictures
+#   make test    set-up, then formatter, linter, type checker and every test
+SHELL := /bin/bash
+VENV ?= .venv
+PY := $(VENV)/bin/python
+RUN ?= runs/demo
+
+.PHONY: help setup demo test check format pictures clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo 'also: make setup | check | format | pictures | clean     (VENV=.venv, PYTHON=python3.12, RUN=runs/demo)'
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.txt requirements-dev.txt launcher/setup.sh
+	@bash launcher/setup.sh $(VENV)
+
+demo: setup
+	@$(PY) examples/demo.py --run $(RUN)
+
+check: setup
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+test: check
+	@bash launcher/system_packages.sh
+	@$(PY) -m pytest
+
+format: setup
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+pictures: setup
+	@$(PY) data_tools/picture_book.py
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
