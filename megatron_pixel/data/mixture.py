@@ -1,0 +1,264 @@
+"""What a step reads: rows of every kind in fixed numbers, the same rows for every layout of devices."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd, lcm
+
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.schema import DataConfig, EvaluationConfig, ModelConfig, PairConfig, TrainingConfig
+from megatron_pixel.data.rows import Kind, MicroBatch, Row, padding_row, stack_rows
+from megatron_pixel.data.sampler import Blend, RowOrder, derive_key
+from megatron_pixel.data.sources import Source, WeightedSources, open_sources
+
+DATA_KEYS = {Kind.TEXT: "data.text", Kind.PIXEL: "data.pixels", Kind.PAIR: "data.pairs"}
+"""The config key that lists the datasets of a kind."""
+
+
+def parse_mixture(mixture: str) -> dict[Kind, int]:
+    """``"4:4:2"`` as parts per kind in lowest terms, kinds without rows left out."""
+    parts = mixture.split(":")
+    if len(parts) != len(Kind) or not all(part.strip().isdecimal() for part in parts) or not any(map(int, parts)):
+        raise UserError(
+            f"data.mixture is {mixture!r}: give the rows as text:pixel:pair in whole numbers, such as 4:4:2 or 1:0:0"
+        )
+    divisor = gcd(*map(int, parts))
+    return {kind: int(part) // divisor for kind, part in zip(Kind, parts, strict=True) if int(part)}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Rows of each kind in a step, and how they are cut into micro-batches."""
+
+    rows_per_step: Mapping[Kind, int]
+    """Rows of a step over all ranks; kinds without rows are left out."""
+    micro_batch_rows: int
+
+    @classmethod
+    def from_config(cls, data: DataConfig, training: TrainingConfig, dp_size: int) -> "Mixture":
+        """The mixture of a run.
+
+        Raises:
+            UserError: if the rows of a step cannot be shared out to kinds, ranks and micro-batches without a rest; the
+                message lists the nearest values that can.
+        """
+        parts = parse_mixture(data.mixture)
+        total = sum(parts.values())
+        rows, micro = training.global_batch_rows, training.micro_batch_rows
+        if rows < 1 or micro < 1:
+            raise UserError(
+                f"training.global_batch_rows is {rows} and training.micro_batch_rows is {micro}: both must be positive"
+            )
+        if rows % total:
+            raise UserError(
+                f"training.global_batch_rows {rows} cannot be shared out as data.mixture {data.mixture}: "
+                f"it must be a multiple of {total}; nearest: {_nearest_multiples(rows, total)}"
+            )
+        rows_per_step = {kind: rows * part // total for kind, part in parts.items()}
+        unit = micro * dp_size
+        if any(count % unit for count in rows_per_step.values()):
+            step = total * lcm(*(unit // gcd(unit, part) for part in parts.values()))
+            shares = ", ".join(f"{count} {kind.name.lower()}" for kind, count in rows_per_step.items())
+            message = (
+                f"training.global_batch_rows {rows} as data.mixture {data.mixture} makes {shares} rows a step; each "
+                f"must be a multiple of training.micro_batch_rows {micro} x {dp_size} data-parallel ranks. "
+                f"Nearest training.global_batch_rows: {_nearest_multiples(rows, step)}"
+            )
+            common = gcd(*rows_per_step.values())
+            if common % dp_size == 0:
+                message += f"; nearest training.micro_batch_rows: {_nearest_divisors(micro, common // dp_size)}"
+            raise UserError(message)
+        return cls(rows_per_step, micro)
+
+    def schedule(self, dp_size: int) -> tuple[Kind, ...]:
+        """The kinds of a step's micro-batches on every rank, evenly interleaved; the same for every step and rank."""
+        kinds = list(self.rows_per_step)
+        counts = [self.rows_per_step[kind] // (self.micro_batch_rows * dp_size) for kind in kinds]
+        pattern = Blend(counts, max_period=sum(counts)).pattern()
+        return tuple(kinds[number] for number in pattern * gcd(*counts))
+
+
+class MixtureReader:
+    """Reads the micro-batches of a run; every method is a pure function of its arguments.
+
+    Args:
+        mixture: rows of each kind in a step.
+        sources: sources of each kind in the mixture.
+        seed: seed of the run, keys the order of the rows.
+    """
+
+    def __init__(self, mixture: Mixture, sources: WeightedSources, seed: int) -> None:
+        self.mixture = mixture
+        self._streams: dict[Kind, _Stream] = {}
+        for kind in mixture.rows_per_step:
+            if not sources.get(kind):
+                raise UserError(
+                    f"data.mixture asks for {kind.name.lower()} rows, but {DATA_KEYS[kind]} is empty: list a dataset "
+                    f"prefix there or set the part of {kind.name.lower()} rows in data.mixture to 0"
+                )
+            self._streams[kind] = _Stream(sources[kind], seed)
+        self._places = lru_cache(maxsize=4)(self._make_places)
+
+    def num_micro_batches(self, dp_size: int) -> int:
+        """Micro-batches of a step on each rank: the steps of gradient accumulation."""
+        return len(self._places(dp_size))
+
+    def micro_batch(self, step: int, index: int, dp_rank: int, dp_size: int) -> MicroBatch:
+        """Micro-batch ``index`` of ``step`` (both from 0) on one data-parallel rank.
+
+        The rows of a step are the same for every ``micro_batch_rows`` and ``dp_size``; only who reads them changes.
+
+        Raises:
+            UserError, RowError: if a row cannot be read; the message names the source and the row.
+        """
+        kind, index_of_kind = self._places(dp_size)[index]
+        size = self.mixture.micro_batch_rows
+        first = step * self.mixture.rows_per_step[kind] + (index_of_kind * dp_size + dp_rank) * size
+        stream = self._streams[kind]
+        return stack_rows(kind, [read_row(*stream.locate(k)) for k in range(first, first + size)])
+
+    def consumed(self, steps: int) -> dict[str, int]:
+        """Rows that the first ``steps`` steps take from each source, by name; the whole state of the data."""
+        counts: dict[str, int] = {}
+        for kind, stream in self._streams.items():
+            counts |= stream.consumed(steps * self.mixture.rows_per_step[kind])
+        return counts
+
+    def _make_places(self, dp_size: int) -> list[tuple[Kind, int]]:
+        """Kind of each micro-batch of a step, and its number among those of its kind."""
+        seen = dict.fromkeys(Kind, 0)
+        places = []
+        for kind in self.mixture.schedule(dp_size):
+            places.append((kind, seen[kind]))
+            seen[kind] += 1
+        return places
+
+
+class HeldoutReader:
+    """Reads held-out rows of each kind, every row once and in the order of the file.
+
+    Args:
+        sources: held-out sources of each kind; a kind without rows gives no batches.
+        rows: rows of each kind at the most, shared out to the sources of the kind by weight.
+        micro_batch_rows: rows of a batch.
+    """
+
+    def __init__(self, sources: WeightedSources, rows: int, micro_batch_rows: int) -> None:
+        self._micro_batch_rows = micro_batch_rows
+        self._rows: dict[Kind, list[tuple[Source, int]]] = {}
+        for kind, weighted in sources.items():
+            filled = [(weight, source) for weight, source in weighted if source.num_rows]
+            quotas = _quotas([weight for weight, _ in filled], [source.num_rows for _, source in filled], rows)
+            self._rows[kind] = [
+                (source, index) for (_, source), quota in zip(filled, quotas, strict=True) for index in range(quota)
+            ]
+
+    def num_rows(self, kind: Kind) -> int:
+        """Rows of this kind that an evaluation reads."""
+        return len(self._rows.get(kind, []))
+
+    def num_batches(self, kind: Kind, dp_size: int) -> int:
+        """Batches of this kind on each rank."""
+        return -(-self.num_rows(kind) // (self._micro_batch_rows * dp_size))
+
+    def batches(self, kind: Kind, dp_rank: int = 0, dp_size: int = 1) -> Iterator[MicroBatch]:
+        """The batches of one rank: as many on every rank, the last ones filled up with rows that have no targets."""
+        rows, size = self._rows.get(kind, []), self._micro_batch_rows
+        if not rows:
+            return
+        for index in range(self.num_batches(kind, dp_size)):
+            first = (index * dp_size + dp_rank) * size
+            batch = [read_row(source, number) for source, number in rows[first : first + size]]
+            if len(batch) < size:
+                model = batch[0] if batch else read_row(*rows[0])
+                patch_values = 0 if model.patches is None else model.patches.shape[1]
+                batch += [padding_row(len(model.tokens), patch_values)] * (size - len(batch))
+            yield stack_rows(kind, batch)
+
+
+def open_training(
+    data: DataConfig, model: ModelConfig, pair: PairConfig, training: TrainingConfig, dp_size: int
+) -> MixtureReader:
+    """The reader of a run's training rows.
+
+    Raises:
+        UserError: for everything that does not fit, before any work.
+    """
+    mixture = Mixture.from_config(data, training, dp_size)
+    return MixtureReader(mixture, open_sources(mixture.rows_per_step, "train", data, model, pair), training.seed)
+
+
+def open_heldout(
+    data: DataConfig, model: ModelConfig, pair: PairConfig, training: TrainingConfig, evaluation: EvaluationConfig
+) -> HeldoutReader:
+    """The reader of the held-out rows of every kind in the run's mixture."""
+    sources = open_sources(parse_mixture(data.mixture), "heldout", data, model, pair)
+    return HeldoutReader(sources, evaluation.rows, training.micro_batch_rows)
+
+
+class RowError(RuntimeError):
+    """A row could not be read, through no fault that the user can mend."""
+
+
+def read_row(source: Source, index: int) -> Row:
+    """One row; an error names the source and the row.
+
+    Raises:
+        UserError: if the source raised one.
+        RowError: for anything else that went wrong.
+    """
+    try:
+        return source.row(index)
+    except UserError as error:
+        raise UserError(f"row {index} of {source.name}: {error}") from error
+    except Exception as error:
+        raise RowError(f"row {index} of {source.name}: {type(error).__name__}: {error}") from error
+
+
+class _Stream:
+    """The endless stream of rows of one kind: sources blended by weight, each in its own order."""
+
+    def __init__(self, weighted: Sequence[tuple[float, Source]], seed: int) -> None:
+        self._sources = [source for _, source in weighted]
+        names = [source.name for source in self._sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"{DATA_KEYS[self._sources[0].kind]} lists {name} twice: give it one entry, and weight")
+        for source in self._sources:
+            if not source.num_rows:
+                raise UserError(f"{source.name} has no rows to train on")
+        self._blend = Blend([weight for weight, _ in weighted])
+        self._orders = [
+            RowOrder(source.num_rows, source.rows_per_block, derive_key(seed, source.name)) for source in self._sources
+        ]
+
+    def locate(self, k: int) -> tuple[Source, int]:
+        """Source and row index of row ``k`` of the stream."""
+        source, draw = self._blend(k)
+        return self._sources[source], self._orders[source](draw)
+
+    def consumed(self, rows: int) -> dict[str, int]:
+        return dict(zip((source.name for source in self._sources), self._blend.consumed(rows), strict=True))
+
+
+def _quotas(weights: list[float], available: list[int], rows: int) -> list[int]:
+    """Rows to take from each source: by weight, and what one source lacks from the others."""
+    quotas = [0] * len(weights)
+    while weights and (left := min(rows, sum(available)) - sum(quotas)):
+        open_sources = [number for number in range(len(weights)) if quotas[number] < available[number]]
+        shares = Blend([weights[number] for number in open_sources]).consumed(left)
+        for number, share in zip(open_sources, shares, strict=True):
+            quotas[number] = min(available[number], quotas[number] + share)
+    return quotas
+
+
+def _nearest_multiples(value: int, step: int) -> str:
+    below = value // step * step
+    return " or ".join(str(candidate) for candidate in (below, below + step) if candidate)
+
+
+def _nearest_divisors(value: int, number: int) -> str:
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    below = [divisor for divisor in divisors if divisor < value][-1:]
+    above = [divisor for divisor in divisors if divisor > value][:1]
+    return " or ".join(map(str, below + above))
