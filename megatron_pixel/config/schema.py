@@ -131,7 +131,11 @@ class TrainingConfig:
     global_batch_rows: int = 4096
     micro_batch_rows: int = 8
     """Rows of one forward pass on one device; all of one kind."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = field(
+        default="bf16",
+        metadata={"refused": {"fp16": "fp16 is not supported: use bf16, which needs no loss scaling, or fp32"}},
+    )
+    """Of the forward and backward pass; weights, gradients and optimizer states are kept in fp32."""
 
 
 @dataclass

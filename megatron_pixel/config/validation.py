@@ -1,0 +1,328 @@
+"""Checks of a whole config tree, made once before any work; every problem is reported, not only the first."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.keys import nearest, sections, settings
+from megatron_pixel.config.mixture import (
+    PerKind,
+    WeightedPrefix,
+    batch_unit,
+    nearest_multiples,
+    parse_mixture,
+    parse_source,
+    rows_per_kind,
+)
+from megatron_pixel.config.schema import ParallelConfig, RunConfig
+from megatron_pixel.config.source import raise_problems
+
+_AT_LEAST = {
+    "model.layers": 1,
+    "model.hidden": 1,
+    "model.heads": 1,
+    "model.kv_heads": 1,
+    "model.ffn": 1,
+    "model.vocab_size": 4,  # unknown, BOS, EOS and one token
+    "model.seq_length": 2,
+    "model.patch_size": 4,
+    "data.prefetch": 1,
+    "pair.patches": 2,
+    "pair.tokens": 2,
+    "loss.token_weight": 0,
+    "loss.patch_weight": 0,
+    "optimizer.min_lr": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.clip_grad": 0,
+    "training.steps": 1,
+    "training.seed": 0,
+    "training.global_batch_rows": 1,
+    "training.micro_batch_rows": 1,
+    "parallel.tensor": 1,
+    "parallel.pipeline": 1,
+    "evaluation.every": 0,
+    "evaluation.rows": 0,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 0,
+    "logging.every": 1,
+    "logging.progress_every": 1,
+    "logging.pages": 0,
+}
+_ABOVE_ZERO = ("model.norm_eps", "model.rope_theta", "model.init_std", "optimizer.lr", "optimizer.eps")
+_MAX_SEED = 2**32 - 1  # numpy takes no larger one
+
+_KINDS = {"text": "data.text", "pixel": "data.pixels", "pair": "data.pairs"}
+_SUBCOMMANDS = {"data.text": "text", "data.pixels": "pixels", "data.pairs": "pairs"}
+
+
+class _Report:
+    """Problems found so far, each with the place that its value was written at."""
+
+    def __init__(self, config: RunConfig, where: Mapping[str, str]) -> None:
+        self.config = config
+        self.where = where
+        self.problems: list[str] = []
+        self.bad: set[str] = set()
+
+    def value(self, key: str) -> Any:
+        section, _, name = key.rpartition(".")
+        return getattr(getattr(self.config, section) if section else self.config, name)
+
+    def add(self, key: str, reason: str) -> None:
+        place = f"{self.where[key]}: " if key in self.where else ""
+        self.problems.append(f"{place}{key}: {reason}")
+        self.bad.add(key)
+
+    def fine(self, *keys: str) -> bool:
+        """Whether no problem has been found with these keys yet: checks of several values need each one sound."""
+        return self.bad.isdisjoint(keys)
+
+
+def validate(config: RunConfig, where: Mapping[str, str] | None = None) -> None:
+    """Raise one UserError that lists all contradictions of ``config``; ``where`` says in which file and line a key stands.
+
+    Pure: looks at no file and needs no device. See :func:`check_files` and :func:`check_world` for the rest.
+    """
+    report = _Report(config, where or {})
+    _check_ranges(report)
+    _check_model(report)
+    _check_pair(report)
+    _check_data(report)
+    _check_batch(report)
+    _check_optimization(report)
+    _check_names(report)
+    raise_problems(report.problems)
+
+
+def check_world(config: RunConfig, world_size: int) -> int:
+    """The data-parallel size on ``world_size`` processes; UserError if layout and batch do not fit that many.
+
+    ``config`` has passed :func:`validate`.
+    """
+    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    if world_size % model_parallel:
+        raise UserError(
+            f"parallel.tensor {config.parallel.tensor} x parallel.pipeline {config.parallel.pipeline} = {model_parallel} does not "
+            f"divide {world_size} processes; start {nearest_multiples(world_size, model_parallel)} or change the layout"
+        )
+    data_parallel = world_size // model_parallel
+    micro = config.training.micro_batch_rows
+    rows = rows_per_kind(parse_mixture(config.data.mixture), config.training.global_batch_rows)
+    odd = {kind: count for kind, count in rows._asdict().items() if count % (micro * data_parallel)}
+    if odd:
+        valid = [n for n in _divisors(micro_limit(rows, data_parallel)) if n]
+        way_out = (
+            f"valid training.micro_batch_rows: {_nearest_few(micro, valid)}"
+            if valid
+            else f"make training.global_batch_rows a multiple of {data_parallel * batch_unit(parse_mixture(config.data.mixture))}"
+        )
+        counts = ", ".join(f"{count} {kind} rows" for kind, count in odd.items())
+        raise UserError(
+            f"training.micro_batch_rows: {micro} rows on {data_parallel} data-parallel ranks does not divide the {counts} of a "
+            f"step; {way_out}"
+        )
+    return data_parallel
+
+
+def check_files(config: RunConfig) -> None:
+    """Raise one UserError that lists the datasets that are not there and says how each is made."""
+    if config.data.synthetic:
+        return
+    rows = parse_mixture(config.data.mixture)
+    problems = []
+    for kind, name in _KINDS.items():
+        for source in _sources(config, name) if getattr(rows, kind) else []:
+            if not Path(f"{source.prefix}.manifest.json").is_file():
+                problems.append(
+                    f"{name}: no dataset {source.prefix!r} (there is no {source.prefix}.manifest.json); make it with `python "
+                    f"data_tools/preprocess.py {_SUBCOMMANDS[name]} --input FILE... --output-prefix {source.prefix}` or name your "
+                    f"own: --{name} PREFIX"
+                )
+    raise_problems(problems)
+
+
+def micro_limit(rows: PerKind, data_parallel: int) -> int:
+    """The largest micro-batch that divides the rows of every kind over ``data_parallel`` ranks; 0 if there is none."""
+    limit = 0
+    for count in rows:
+        if count % data_parallel:
+            return 0
+        limit = math.gcd(limit, count // data_parallel)
+    return limit
+
+
+def _check_ranges(report: _Report) -> None:
+    for key, least in _AT_LEAST.items():
+        if report.value(key) < least:
+            report.add(key, f"{report.value(key)} is too small; the least is {least}")
+    for key in _ABOVE_ZERO:
+        if report.value(key) <= 0:
+            report.add(key, f"{report.value(key)} must be above 0")
+    for key in ("optimizer.beta1", "optimizer.beta2"):
+        if not 0 <= report.value(key) < 1:
+            report.add(key, f"{report.value(key)} must be at least 0 and below 1")
+    if report.config.training.seed > _MAX_SEED:
+        report.add("training.seed", f"{report.config.training.seed} is too large; the largest is {_MAX_SEED}")
+
+
+def _check_model(report: _Report) -> None:
+    model, parallel = report.config.model, report.config.parallel
+    if model.num_channels not in (1, 3):
+        report.add("model.num_channels", f"{model.num_channels} channels; valid: 1 (gray and binary pages) or 3 (RGB)")
+    if report.fine("model.hidden", "model.heads"):
+        if model.hidden % model.heads:
+            report.add(
+                "model.heads",
+                f"{model.heads} heads do not divide model.hidden {model.hidden}; "
+                f"nearest valid: {_nearest_few(model.heads, _divisors(model.hidden))}",
+            )
+        elif model.hidden // model.heads % 2:
+            report.add(
+                "model.heads",
+                f"{model.heads} heads of width {model.hidden // model.heads}: rotary positions need an even width",
+            )
+    if report.fine("model.heads", "model.kv_heads") and model.heads % model.kv_heads:
+        report.add(
+            "model.kv_heads",
+            f"{model.kv_heads} key-value heads do not divide model.heads {model.heads}; "
+            f"nearest valid: {_nearest_few(model.kv_heads, _divisors(model.heads))}",
+        )
+    _check_layout(report, parallel)
+
+
+def _check_layout(report: _Report, parallel: ParallelConfig) -> None:
+    model = report.config.model
+    split = ("kv_heads", "heads", "ffn", "vocab_size")
+    if report.fine("parallel.tensor", *(f"model.{name}" for name in split)):
+        odd = [name for name in split if getattr(model, name) % parallel.tensor]
+        if odd:
+            common = math.gcd(*(getattr(model, name) for name in split))
+            report.add(
+                "parallel.tensor",
+                f"{parallel.tensor} does not divide "
+                + ", ".join(f"model.{name} {getattr(model, name)}" for name in odd)
+                + f"; nearest valid: {_nearest_few(parallel.tensor, _divisors(common))}",
+            )
+    if report.fine("parallel.pipeline", "model.layers") and parallel.pipeline > model.layers:
+        report.add(
+            "parallel.pipeline", f"{parallel.pipeline} stages for model.layers {model.layers}; at most a stage a layer"
+        )
+
+
+def _check_pair(report: _Report) -> None:
+    pair, seq_length = report.config.pair, report.config.model.seq_length
+    mixture = _mixture(report.config)
+    if mixture and mixture.pair and report.fine("pair.patches", "pair.tokens", "model.seq_length"):
+        total = pair.patches + pair.tokens
+        if total > seq_length:
+            report.add(
+                "pair.patches"
+                if "pair.patches" in report.where or "pair.tokens" not in report.where
+                else "pair.tokens",
+                f"pair.patches {pair.patches} + pair.tokens {pair.tokens} = {total} positions exceed model.seq_length "
+                f"{seq_length}; nearest valid: {seq_length // 2} + {seq_length - seq_length // 2}",
+            )
+
+
+def _check_data(report: _Report) -> None:
+    config = report.config
+    for name in _KINDS.values():
+        for entry in getattr(config.data, name.partition(".")[2]):
+            try:
+                parse_source(entry)
+            except UserError as error:
+                report.add(name, str(error))
+    try:
+        mixture = parse_mixture(config.data.mixture)
+    except UserError as error:
+        report.add("data.mixture", str(error).removeprefix("data.mixture: "))
+        return
+    for kind, name in _KINDS.items():
+        if getattr(mixture, kind) and not config.data.synthetic and not getattr(config.data, name.partition(".")[2]):
+            report.add(
+                name,
+                f"no dataset, but data.mixture {config.data.mixture} has {kind} rows; give --{name} PREFIX, or leave {kind} rows "
+                "out of data.mixture",
+            )
+    weights = {"token": config.loss.token_weight, "patch": config.loss.patch_weight}
+    learns = {"token": mixture.text + mixture.pair, "patch": mixture.pixel + mixture.pair}
+    if not any(weights[name] and learns[name] for name in weights) and report.fine(
+        "loss.token_weight", "loss.patch_weight"
+    ):
+        idle = "loss.token_weight" if learns["token"] else "loss.patch_weight"
+        report.add(
+            idle, f"0 leaves nothing to learn from the rows of data.mixture {config.data.mixture}; set it above 0"
+        )
+
+
+def _check_batch(report: _Report) -> None:
+    mixture = _mixture(report.config)
+    training = report.config.training
+    if mixture is None or not report.fine("training.global_batch_rows", "training.micro_batch_rows"):
+        return
+    try:
+        rows = rows_per_kind(mixture, training.global_batch_rows)
+    except UserError as error:
+        report.add("training.global_batch_rows", str(error).removeprefix("training.global_batch_rows: "))
+        return
+    odd = {kind: count for kind, count in rows._asdict().items() if count % training.micro_batch_rows}
+    if odd:
+        counts = ", ".join(f"{count} {kind} rows" for kind, count in odd.items())
+        report.add(
+            "training.micro_batch_rows",
+            f"{training.micro_batch_rows} does not divide the {counts} of a step; "
+            f"nearest valid: {_nearest_few(training.micro_batch_rows, _divisors(math.gcd(*rows)))}",
+        )
+
+
+def _check_optimization(report: _Report) -> None:
+    optimizer, training = report.config.optimizer, report.config.training
+    if report.fine("optimizer.warmup_steps", "training.steps") and optimizer.warmup_steps > training.steps:
+        report.add("optimizer.warmup_steps", f"{optimizer.warmup_steps} exceeds training.steps {training.steps}")
+    if report.fine("optimizer.lr", "optimizer.min_lr") and optimizer.min_lr > optimizer.lr:
+        report.add("optimizer.min_lr", f"{optimizer.min_lr} exceeds optimizer.lr {optimizer.lr}")
+    stop = training.stop_after
+    if stop is not None and report.fine("training.steps") and not 1 <= stop <= training.steps:
+        report.add("training.stop_after", f"{stop} is outside 1 .. training.steps {training.steps}")
+    odd = [step for step in report.config.checkpoint.milestones if step < 1]
+    if odd:
+        report.add("checkpoint.milestones", f"{odd[0]} is no step; steps count from 1")
+
+
+def _check_names(report: _Report) -> None:
+    if not report.config.run.dir:
+        report.add("run.dir", "empty; name a folder, such as runs/first")
+    if not report.config.checkpoint.resume:
+        report.add("checkpoint.resume", "empty; valid: auto, none or a checkpoint folder")
+    known = [*settings(RunConfig), *sections(RunConfig)]
+    for name in report.config.checkpoint.allow_changes:
+        if name not in known:
+            near = nearest(name, known)
+            report.add(
+                "checkpoint.allow_changes",
+                f"no setting is called {name!r}" + (f"; did you mean {near}?" if near else ""),
+            )
+
+
+def _mixture(config: RunConfig) -> PerKind | None:
+    try:
+        return parse_mixture(config.data.mixture)
+    except UserError:
+        return None
+
+
+def _sources(config: RunConfig, name: str) -> list[WeightedPrefix]:
+    return [parse_source(entry) for entry in getattr(config.data, name.partition(".")[2])]
+
+
+def _divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def _nearest_few(value: int, valid: Iterable[int], count: int = 4) -> str:
+    """The valid values nearest to ``value``, in order: ``"1, 2, 4 or 8"``."""
+    names = [str(number) for number in sorted(sorted(valid, key=lambda number: (abs(number - value), number))[:count])]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
