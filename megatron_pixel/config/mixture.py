@@ -5,7 +5,6 @@ import re
 from typing import NamedTuple
 
 from megatron_pixel.config.errors import UserError
-from megatron_pixel.config.schema import DataConfig
 
 
 class PerKind(NamedTuple):
@@ -25,7 +24,7 @@ class WeightedPrefix(NamedTuple):
 
 def parse_mixture(text: str) -> PerKind:
     """``text:pixel:pair`` as whole numbers, not all zero; raises UserError otherwise."""
-    match = re.fullmatch(r"(\d+):(\d+):(\d+)", text.strip())
+    match = re.fullmatch(r"([0-9]+):([0-9]+):([0-9]+)", text.strip())
     if not match or not any(int(part) for part in match.groups()):
         raise UserError(
             f"data.mixture: {text!r}: expected rows of a step as text:pixel:pair in whole numbers, not all zero, "
@@ -36,24 +35,15 @@ def parse_mixture(text: str) -> PerKind:
 
 def rows_per_kind(mixture: PerKind, global_batch_rows: int) -> PerKind:
     """Rows of each kind in one step; raises UserError with the nearest valid batch sizes if a part is not whole."""
-    unit = batch_unit(mixture)
+    unit = sum(mixture) // math.gcd(*mixture)
     if global_batch_rows < 1 or global_batch_rows % unit:
+        below = global_batch_rows // unit * unit
+        nearest = " or ".join(str(number) for number in (below, below + unit) if number > 0)
         raise UserError(
             f"training.global_batch_rows: {global_batch_rows} rows cannot be split {':'.join(map(str, mixture))}; "
-            f"nearest valid: {nearest_multiples(global_batch_rows, unit)}"
+            f"nearest valid: {nearest}"
         )
     return PerKind(*(part * global_batch_rows // sum(mixture) for part in mixture))
-
-
-def batch_unit(mixture: PerKind) -> int:
-    """The smallest number of rows that the mixture splits evenly: 5 for 4:4:2."""
-    return sum(mixture) // math.gcd(*mixture)
-
-
-def nearest_multiples(value: int, unit: int) -> str:
-    """The positive multiples of ``unit`` on both sides of ``value``: ``"20 or 25"``."""
-    below = value // unit * unit
-    return " or ".join(str(number) for number in (below, below + unit) if number > 0)
 
 
 def parse_source(text: str) -> WeightedPrefix:
@@ -70,9 +60,3 @@ def parse_source(text: str) -> WeightedPrefix:
     if not text:
         raise UserError("'': expected prefix or weight:prefix, such as 0.5:data/c4")
     return WeightedPrefix(1.0, text)
-
-
-def parse_sources(data: DataConfig) -> dict[str, list[WeightedPrefix]]:
-    """The weighted datasets of ``data`` by config name (``data.text``, ``data.pixels``, ``data.pairs``)."""
-    given = {"data.text": data.text, "data.pixels": data.pixels, "data.pairs": data.pairs}
-    return {name: [parse_source(entry) for entry in entries] for name, entries in given.items()}

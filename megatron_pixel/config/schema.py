@@ -21,13 +21,17 @@ class ModelConfig:
     """The decoder (paper, Table 8) with its two inputs and two heads."""
 
     layers: int = 24
+    """Decoder layers."""
     hidden: int = 1024
+    """Width of the residual stream."""
     heads: int = 16
+    """Attention heads; divides ``hidden`` into even widths."""
     kv_heads: int = 8
     """Key-value heads of grouped-query attention; divides ``heads``."""
     ffn: int = 2816
     """Width of the SwiGLU feed-forward layer."""
     vocab_size: int = 32000
+    """Entries of the tokenizer, which must have as many."""
     seq_length: int = 1024
     """Positions of a row: patches, tokens, or both."""
     patch_size: int = 16
@@ -37,7 +41,9 @@ class ModelConfig:
     patch_target: Literal["normalised", "raw"] = "normalised"
     """Regression target: each patch normalised by its own mean and variance (the paper's), or pixel values / 255."""
     norm_eps: float = 1e-5
+    """Added to the mean square in RMSNorm."""
     rope_theta: float = 10000.0
+    """Base of the rotary position embedding."""
     init_std: float = 0.02
     """Standard deviation of the normal initialisation."""
 
@@ -53,8 +59,11 @@ class RenderingConfig:
     font_size: float | None = None
     """Points; by default half the patch size (8 for 16-pixel patches)."""
     dpi: int = 120
+    """Dots an inch: a size of 8 points is 8 * 120 / 72 = 13.33 pixels."""
     patch_size: int = 16
+    """Height of the strip and width of a patch in pixels."""
     mode: Literal["rgb", "gray", "binary"] = "rgb"
+    """Colors that a page may hold."""
     binary_threshold: int = 128
     """Gray values below it become black in binary mode."""
     seq_length: int = 1024
@@ -96,7 +105,9 @@ class LossConfig:
     """``L = token_weight * mean(token loss) + patch_weight * mean(patch loss)``, means over the global batch."""
 
     token_weight: float = 1.0
+    """Weight of the next-token loss."""
     patch_weight: float = 1.0
+    """Weight of the next-patch loss."""
     end_patch: bool = True
     """Whether the black end patch is a target: the released masks include it, the paper's text leaves it out."""
 
@@ -110,12 +121,17 @@ class OptimizerConfig:
     min_lr: float = 0.0
     """Learning rate at the last step."""
     warmup_steps: int = 200
+    """Steps over which the learning rate rises linearly from 0 to ``lr``."""
     schedule: Literal["linear", "cosine"] = "linear"
+    """How it falls from there to ``min_lr``."""
     beta1: float = 0.9
+    """Decay of the mean of the gradients."""
     beta2: float = 0.999
+    """Decay of the mean of their squares."""
     eps: float = 1e-8
+    """Added to the root of the mean square. Not stated in the paper."""
     weight_decay: float = 0.0
-    """Not stated in the paper."""
+    """Decoupled weight decay. Not stated in the paper."""
     clip_grad: float = 1.0
     """Largest gradient norm; 0 switches clipping off. Not stated in the paper."""
 
@@ -125,17 +141,20 @@ class TrainingConfig:
     """Length, batch and precision of a run."""
 
     steps: int = 10000
+    """Optimizer steps of the whole run, which the learning-rate schedule spans."""
     stop_after: int | None = None
     """End early after this step, whole, as a signal would; the schedule still spans ``steps``."""
     seed: int = 1234
+    """Of the weights and of the order of the rows."""
     global_batch_rows: int = 4096
+    """Rows of one optimizer step over all devices, split by ``data.mixture``."""
     micro_batch_rows: int = 8
     """Rows of one forward pass on one device; all of one kind."""
     precision: Literal["fp32", "bf16"] = field(
         default="bf16",
         metadata={"refused": {"fp16": "fp16 is not supported: use bf16, which needs no loss scaling, or fp32"}},
     )
-    """Of the forward and backward pass; weights, gradients and optimizer states are kept in fp32."""
+    """Of the forward and backward pass; master weights and optimizer states are fp32 in both."""
 
 
 @dataclass
@@ -143,7 +162,9 @@ class ParallelConfig:
     """How the model is spread over devices; data parallelism takes what is left."""
 
     tensor: int = 1
+    """Devices that share each layer's matrices."""
     pipeline: int = 1
+    """Devices that share the list of layers."""
 
 
 @dataclass

@@ -9,9 +9,6 @@ from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.keys import nearest, sections, settings
 from megatron_pixel.config.mixture import (
     PerKind,
-    WeightedPrefix,
-    batch_unit,
-    nearest_multiples,
     parse_mixture,
     parse_source,
     rows_per_kind,
@@ -55,7 +52,11 @@ _ABOVE_ZERO = ("model.norm_eps", "model.rope_theta", "model.init_std", "optimize
 _MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 _KINDS = {"text": "data.text", "pixel": "data.pixels", "pair": "data.pairs"}
-_SUBCOMMANDS = {"data.text": "text", "data.pixels": "pixels", "data.pairs": "pairs"}
+_SUBCOMMANDS = {
+    "data.text": "text --tokenizer tokenizer.model",
+    "data.pixels": "pixels",
+    "data.pairs": "pairs --tokenizer tokenizer.model",
+}
 
 
 class _Report:
@@ -82,9 +83,10 @@ class _Report:
 
 
 def validate(config: RunConfig, where: Mapping[str, str] | None = None) -> None:
-    """Raise one UserError that lists all contradictions of ``config``; ``where`` says in which file and line a key stands.
+    """Raise one UserError that lists all contradictions of ``config``; ``where`` is the file and line of each key.
 
-    Pure: looks at no file and needs no device. See :func:`check_files` and :func:`check_world` for the rest.
+    Pure: looks at no file and needs no device. See :func:`check_files` for the datasets; what depends on the number
+    of processes is checked where they are known (parallel/mesh.py, data/mixture.py).
     """
     report = _Report(config, where or {})
     _check_ranges(report)
@@ -97,36 +99,6 @@ def validate(config: RunConfig, where: Mapping[str, str] | None = None) -> None:
     raise_problems(report.problems)
 
 
-def check_world(config: RunConfig, world_size: int) -> int:
-    """The data-parallel size on ``world_size`` processes; UserError if layout and batch do not fit that many.
-
-    ``config`` has passed :func:`validate`.
-    """
-    model_parallel = config.parallel.tensor * config.parallel.pipeline
-    if world_size % model_parallel:
-        raise UserError(
-            f"parallel.tensor {config.parallel.tensor} x parallel.pipeline {config.parallel.pipeline} = {model_parallel} does not "
-            f"divide {world_size} processes; start {nearest_multiples(world_size, model_parallel)} or change the layout"
-        )
-    data_parallel = world_size // model_parallel
-    micro = config.training.micro_batch_rows
-    rows = rows_per_kind(parse_mixture(config.data.mixture), config.training.global_batch_rows)
-    odd = {kind: count for kind, count in rows._asdict().items() if count % (micro * data_parallel)}
-    if odd:
-        valid = [n for n in _divisors(micro_limit(rows, data_parallel)) if n]
-        way_out = (
-            f"valid training.micro_batch_rows: {_nearest_few(micro, valid)}"
-            if valid
-            else f"make training.global_batch_rows a multiple of {data_parallel * batch_unit(parse_mixture(config.data.mixture))}"
-        )
-        counts = ", ".join(f"{count} {kind} rows" for kind, count in odd.items())
-        raise UserError(
-            f"training.micro_batch_rows: {micro} rows on {data_parallel} data-parallel ranks does not divide the {counts} of a "
-            f"step; {way_out}"
-        )
-    return data_parallel
-
-
 def check_files(config: RunConfig) -> None:
     """Raise one UserError that lists the datasets that are not there and says how each is made."""
     if config.data.synthetic:
@@ -134,24 +106,15 @@ def check_files(config: RunConfig) -> None:
     rows = parse_mixture(config.data.mixture)
     problems = []
     for kind, name in _KINDS.items():
-        for source in _sources(config, name) if getattr(rows, kind) else []:
-            if not Path(f"{source.prefix}.manifest.json").is_file():
-                problems.append(
-                    f"{name}: no dataset {source.prefix!r} (there is no {source.prefix}.manifest.json); make it with `python "
-                    f"data_tools/preprocess.py {_SUBCOMMANDS[name]} --input FILE... --output-prefix {source.prefix}` or name your "
-                    f"own: --{name} PREFIX"
-                )
+        given = [parse_source(entry).prefix for entry in _entries(config, name)] if getattr(rows, kind) else []
+        missing = [prefix for prefix in given if not Path(f"{prefix}.manifest.json").is_file()]
+        if missing:
+            problems.append(
+                f"{name}: no dataset at {', '.join(missing)} (no PREFIX.manifest.json there); make one with `python "
+                f"data_tools/preprocess.py {_SUBCOMMANDS[name]} --input FILE... --output-prefix PREFIX`, or name your own "
+                f"with --{name} PREFIX... (the prefixes of the recipes are placeholders, see docs/reproduce.md)"
+            )
     raise_problems(problems)
-
-
-def micro_limit(rows: PerKind, data_parallel: int) -> int:
-    """The largest micro-batch that divides the rows of every kind over ``data_parallel`` ranks; 0 if there is none."""
-    limit = 0
-    for count in rows:
-        if count % data_parallel:
-            return 0
-        limit = math.gcd(limit, count // data_parallel)
-    return limit
 
 
 def _check_ranges(report: _Report) -> None:
@@ -173,16 +136,14 @@ def _check_model(report: _Report) -> None:
     if model.num_channels not in (1, 3):
         report.add("model.num_channels", f"{model.num_channels} channels; valid: 1 (gray and binary pages) or 3 (RGB)")
     if report.fine("model.hidden", "model.heads"):
-        if model.hidden % model.heads:
+        valid = [heads for heads in _divisors(model.hidden) if model.hidden // heads % 2 == 0]
+        if not valid:
+            report.add("model.hidden", f"{model.hidden} is odd; rotary positions need heads of an even width")
+        elif model.heads not in valid:
             report.add(
                 "model.heads",
-                f"{model.heads} heads do not divide model.hidden {model.hidden}; "
-                f"nearest valid: {_nearest_few(model.heads, _divisors(model.hidden))}",
-            )
-        elif model.hidden // model.heads % 2:
-            report.add(
-                "model.heads",
-                f"{model.heads} heads of width {model.hidden // model.heads}: rotary positions need an even width",
+                f"{model.heads} heads do not divide model.hidden {model.hidden} into even widths, as rotary positions "
+                f"need; nearest valid: {_nearest_few(model.heads, valid)}",
             )
     if report.fine("model.heads", "model.kv_heads") and model.heads % model.kv_heads:
         report.add(
@@ -207,9 +168,7 @@ def _check_layout(report: _Report, parallel: ParallelConfig) -> None:
                 + f"; nearest valid: {_nearest_few(parallel.tensor, _divisors(common))}",
             )
     if report.fine("parallel.pipeline", "model.layers") and parallel.pipeline > model.layers:
-        report.add(
-            "parallel.pipeline", f"{parallel.pipeline} stages for model.layers {model.layers}; at most a stage a layer"
-        )
+        report.add("parallel.pipeline", f"{parallel.pipeline} stages are more than model.layers {model.layers}")
 
 
 def _check_pair(report: _Report) -> None:
@@ -219,9 +178,7 @@ def _check_pair(report: _Report) -> None:
         total = pair.patches + pair.tokens
         if total > seq_length:
             report.add(
-                "pair.patches"
-                if "pair.patches" in report.where or "pair.tokens" not in report.where
-                else "pair.tokens",
+                "pair.tokens" if "pair.tokens" in report.where else "pair.patches",
                 f"pair.patches {pair.patches} + pair.tokens {pair.tokens} = {total} positions exceed model.seq_length "
                 f"{seq_length}; nearest valid: {seq_length // 2} + {seq_length - seq_length // 2}",
             )
@@ -230,7 +187,7 @@ def _check_pair(report: _Report) -> None:
 def _check_data(report: _Report) -> None:
     config = report.config
     for name in _KINDS.values():
-        for entry in getattr(config.data, name.partition(".")[2]):
+        for entry in _entries(config, name):
             try:
                 parse_source(entry)
             except UserError as error:
@@ -241,21 +198,17 @@ def _check_data(report: _Report) -> None:
         report.add("data.mixture", str(error).removeprefix("data.mixture: "))
         return
     for kind, name in _KINDS.items():
-        if getattr(mixture, kind) and not config.data.synthetic and not getattr(config.data, name.partition(".")[2]):
+        if getattr(mixture, kind) and not config.data.synthetic and not _entries(config, name):
             report.add(
                 name,
-                f"no dataset, but data.mixture {config.data.mixture} has {kind} rows; give --{name} PREFIX, or leave {kind} rows "
-                "out of data.mixture",
+                f"no dataset, but data.mixture {config.data.mixture} has {kind} rows; give --{name} PREFIX, or leave "
+                f"{kind} rows out of data.mixture",
             )
     weights = {"token": config.loss.token_weight, "patch": config.loss.patch_weight}
     learns = {"token": mixture.text + mixture.pair, "patch": mixture.pixel + mixture.pair}
-    if not any(weights[name] and learns[name] for name in weights) and report.fine(
-        "loss.token_weight", "loss.patch_weight"
-    ):
+    if not any(weights[name] and learns[name] for name in weights):
         idle = "loss.token_weight" if learns["token"] else "loss.patch_weight"
-        report.add(
-            idle, f"0 leaves nothing to learn from the rows of data.mixture {config.data.mixture}; set it above 0"
-        )
+        report.add(idle, f"0 leaves nothing to learn from the rows of data.mixture {config.data.mixture}")
 
 
 def _check_batch(report: _Report) -> None:
@@ -314,8 +267,9 @@ def _mixture(config: RunConfig) -> PerKind | None:
         return None
 
 
-def _sources(config: RunConfig, name: str) -> list[WeightedPrefix]:
-    return [parse_source(entry) for entry in getattr(config.data, name.partition(".")[2])]
+def _entries(config: RunConfig, name: str) -> list[str]:
+    """The list under ``data.text``, ``data.pixels`` or ``data.pairs``."""
+    return getattr(config.data, name.partition(".")[2])
 
 
 def _divisors(number: int) -> list[int]:

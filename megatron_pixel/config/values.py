@@ -27,15 +27,9 @@ _RESOLVERS = (
 class ConfigLoader(yaml.SafeLoader):
     """PyYAML's safe loader with the plain scalars of YAML 1.2."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
 
 class ConfigDumper(yaml.SafeDumper):
     """Puts in quotes whatever a reader of YAML 1.1 or of 1.2 would take for something other than text."""
-
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
-        first: list(entries) for first, entries in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -47,6 +41,7 @@ def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
+ConfigLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in _RESOLVERS:
     ConfigLoader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
     ConfigDumper.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
@@ -93,7 +88,8 @@ def from_words(words: Sequence[str], annotation: Any) -> Any:
     """The words that follow a key on the command line as the annotated type.
 
     A switch may stand alone (``--data.synthetic``); a list takes any number of words or one in brackets
-    (``[a, b]``, ``[]`` for the empty list); ``null`` is None where the type allows it. Raises ValueError with the reason.
+    (``[a, b]``, ``[]`` for the empty list); ``null`` is None where the type allows it. Raises ValueError with the
+    reason.
     """
     inner, _ = optional(annotation)
     if typing.get_origin(inner) is list:
