@@ -1,0 +1,1 @@
+"""The decoder that reads patches and tokens: stages, heads, objectives and their losses."""

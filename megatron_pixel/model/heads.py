@@ -1,0 +1,97 @@
+"""The last stages: final norm, and one head per objective."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from megatron_pixel.config.schema import ModelConfig
+from megatron_pixel.model.batch import MODALITIES, Header, Travelling
+from megatron_pixel.model.layers import ColumnParallelLinear
+from megatron_pixel.model.seeding import stage_seed
+
+if TYPE_CHECKING:
+    from megatron_pixel.model.objectives import Objective
+
+
+class FinalNorm(nn.Module):
+    """RMSNorm over the hidden states of the last layer."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(model.hidden, eps=model.norm_eps)
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        state = Travelling(*inputs)
+        return tuple(state._replace(hidden=self.norm(state.hidden)))
+
+
+class TokenHead(nn.Module):
+    """[n, h] to this rank's share of the logits, [n, vocab_size / tensor_parallel]; no bias."""
+
+    def __init__(self, model: ModelConfig, transformer: TransformerConfig) -> None:
+        super().__init__()
+        self.linear = ColumnParallelLinear(
+            model.hidden,
+            model.vocab_size,
+            config=transformer,
+            init_method=transformer.init_method,
+            bias=False,
+            gather_output=False,
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear(hidden)[0]
+
+
+class PatchHead(nn.Module):
+    """[n, h] to the values of a patch, [n, patch_size^2 * num_channels], in row, column, channel order; no bias."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(model.hidden, model.patch_size**2 * model.num_channels, bias=False)
+        nn.init.normal_(self.linear.weight, 0.0, model.init_std)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear(hidden)
+
+
+class Heads(nn.Module):
+    """Predictions of every objective whose modality the rows hold, at its target positions only.
+
+    Returns a tuple with one tensor [n, ...] per objective: its predictions in the order of ``targets``; for an objective
+    that the rows do not need [0], and for one that is needed but has no target in these rows one prediction that counts
+    nothing (ranks that disagree about which parameters have a gradient would hang).
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        transformer: TransformerConfig,
+        seed: int,
+        stage: int,
+        objectives: Sequence["Objective"],
+        touch_all: bool,
+    ) -> None:
+        super().__init__()
+        self.modalities = [objective.modality for objective in objectives]
+        self.touch_all = touch_all
+        with stage_seed(seed, stage):
+            self.heads = nn.ModuleDict({o.name: o.build_head(model, transformer) for o in objectives})
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        state = Travelling(*inputs)
+        header = Header.read(state.header)
+        s, b, h = state.hidden.shape
+        hidden = state.hidden.reshape(s * b, h)
+        outputs = []
+        lines = zip(self.heads.values(), self.modalities, header.counts, state.targets, strict=True)
+        for head, modality, count, targets in lines:
+            if not self.touch_all and modality not in MODALITIES[header.kind]:
+                outputs.append(hidden.new_empty(0))
+                continue
+            positions = targets[: max(count, 1)]
+            row, position = positions // s, positions % s
+            outputs.append(head(hidden.index_select(0, position * b + row)))
+        return tuple(outputs)

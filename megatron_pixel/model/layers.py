@@ -1,0 +1,132 @@
+"""The decoder layer: megatron-core's, with local linear layers, torch's RMSNorm and our core attention."""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import ColumnParallelLinear as MegatronColumnParallelLinear
+from megatron.core.tensor_parallel import RowParallelLinear as MegatronRowParallelLinear
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.schema import ModelConfig
+from megatron_pixel.model.attention import MaskKind, SDPACoreAttention, attention_mask
+from megatron_pixel.model.batch import Header, Travelling
+from megatron_pixel.model.seeding import stage_seed
+
+
+class ColumnParallelLinear(MegatronColumnParallelLinear):
+    """Megatron's, without the empty ``_extra_state`` in its state dict: DeepSpeed's checkpoint converter takes tensors."""
+
+    get_extra_state = nn.Module.get_extra_state
+
+
+class RowParallelLinear(MegatronRowParallelLinear):
+    """Megatron's, likewise without ``_extra_state``."""
+
+    get_extra_state = nn.Module.get_extra_state
+
+
+def transformer_config(model: ModelConfig, tensor_parallel: int = 1) -> TransformerConfig:
+    """Megatron-core's settings for ``model``.
+
+    Weights are drawn whole on the CPU and then split, so every tensor-parallel size starts from the same model. All
+    matrices have the same standard deviation, as in Llama; megatron's smaller one for output projections is not used.
+
+    Raises:
+        UserError: the model does not divide over ``tensor_parallel`` ranks, or over its own heads.
+    """
+    _check_divides("model.hidden", model.hidden, "model.heads", model.heads)
+    _check_divides("model.heads", model.heads, "model.kv_heads", model.kv_heads)
+    for name in ("heads", "kv_heads", "ffn", "vocab_size"):
+        _check_divides(f"model.{name}", getattr(model, name), "parallel.tensor", tensor_parallel)
+    if (model.hidden // model.heads) % 2:
+        raise UserError(
+            f"model.hidden / model.heads is {model.hidden // model.heads}: rotary positions need an even width of a head"
+        )
+
+    def normal(tensor: Tensor) -> None:
+        nn.init.normal_(tensor, 0.0, model.init_std)
+
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        num_attention_heads=model.heads,
+        num_query_groups=model.kv_heads,
+        ffn_hidden_size=model.ffn,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method=normal,
+        output_layer_init_method=normal,
+        use_cpu_initialization=True,
+        tensor_model_parallel_size=tensor_parallel,
+        # The fusions want Apex or CUDA.
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+def layer_spec() -> ModuleSpec:
+    """Pre-norm decoder layer: RMSNorm, grouped-query attention, RMSNorm, SwiGLU."""
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    attention = spec.submodules.self_attention.submodules
+    attention.linear_qkv = ColumnParallelLinear
+    attention.core_attention = SDPACoreAttention
+    attention.linear_proj = RowParallelLinear
+    mlp = spec.submodules.mlp.submodules
+    mlp.linear_fc1 = ColumnParallelLinear
+    mlp.linear_fc2 = RowParallelLinear
+    return spec
+
+
+def rotary_angles(position_ids: Tensor, width: int, theta: float) -> Tensor:
+    """Angles of rotary positions for half-split (Llama's) rotation.
+
+    Args:
+        position_ids: integers [b, s].
+        width: width of an attention head.
+        theta: base of the frequencies.
+
+    Returns:
+        float32 [s, b, 1, width]; both halves of the last dimension hold ``position * theta ** (-2 i / width)``. Computed
+        anew each time rather than kept in a buffer, which a cast of the model to bfloat16 would round.
+    """
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=position_ids.device) / width
+    angles = position_ids.t().float()[..., None] * (1.0 / theta**exponents)  # [s, b, width / 2]
+    return torch.cat((angles, angles), dim=-1).unsqueeze(2)
+
+
+class DecoderLayer(nn.Module):
+    """One layer as a stage: :class:`Travelling` in, :class:`Travelling` out."""
+
+    def __init__(
+        self, model: ModelConfig, transformer: TransformerConfig, seed: int, stage: int, mask_kind: MaskKind
+    ) -> None:
+        super().__init__()
+        self.mask_kind = mask_kind
+        self.head_width = model.hidden // model.heads
+        self.rope_theta = model.rope_theta
+        with stage_seed(seed, stage):
+            self.layer = build_module(layer_spec(), config=transformer, layer_number=stage)
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        state = Travelling(*inputs)
+        hidden, _ = self.layer(
+            state.hidden,
+            attention_mask=attention_mask(self.mask_kind, state.segment_ids, Header.read(state.header).inner_padding),
+            rotary_pos_emb=rotary_angles(state.position_ids, self.head_width, self.rope_theta),
+        )
+        return tuple(state._replace(hidden=hidden))
+
+
+def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if divisor < 1 or value % divisor:
+        raise UserError(f"{name} is {value}, which {divisor_name} {divisor} does not divide")

@@ -1,0 +1,1 @@
+"""The process mesh and quiet start-up."""

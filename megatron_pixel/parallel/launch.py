@@ -1,0 +1,124 @@
+"""Which rank this process is, told by whatever started it."""
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron_pixel.config.errors import UserError
+
+DEFAULT_PORT = 29500
+"""torch.distributed's own; taken where a launcher names no port."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Place of this process among all that were started together."""
+
+    launcher: str
+    """``python``, ``torchrun`` (also deepspeed's launcher), ``srun``, ``mpirun``."""
+    rank: int
+    world_size: int
+    local_rank: int
+    """Rank within the node, which is the number of its GPU."""
+    master_addr: str
+    master_port: int
+
+    def export(self) -> None:
+        """Write the five variables that torch.distributed and DeepSpeed read into this process's environment."""
+        os.environ["RANK"] = str(self.rank)
+        os.environ["WORLD_SIZE"] = str(self.world_size)
+        os.environ["LOCAL_RANK"] = str(self.local_rank)
+        os.environ["MASTER_ADDR"] = self.master_addr
+        os.environ["MASTER_PORT"] = str(self.master_port)
+
+
+def read_launch(environ: Mapping[str, str]) -> Launch:
+    """What the environment says, in this order: RANK and its companions (torchrun, deepspeed), a SLURM step (srun), MPI's
+    variables (Open MPI, then PMI as of MPICH and Intel); one process if none of them is there.
+
+    MASTER_ADDR and MASTER_PORT are taken from the environment wherever they are set.
+
+    Raises:
+        UserError: variables that are missing, are no numbers, or contradict each other.
+    """
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        missing = [n for n in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if n not in environ]
+        if missing:
+            raise UserError(
+                f"the environment sets some of torch.distributed's variables but not {', '.join(missing)}: start with "
+                "torchrun, deepspeed, srun or mpirun, or unset RANK and WORLD_SIZE to run one process"
+            )
+        # A launcher of one process per node may leave LOCAL_RANK out.
+        local = "LOCAL_RANK" if "LOCAL_RANK" in environ else None
+        return _launch("torchrun", environ, "RANK", "WORLD_SIZE", local)
+    if _in_slurm_step(environ):
+        return _launch("srun", environ, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    if "OMPI_COMM_WORLD_RANK" in environ:
+        return _launch("mpirun", environ, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+    if "PMI_RANK" in environ:
+        return _launch("mpirun", environ, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
+    return Launch("python", 0, 1, 0, "127.0.0.1", free_port())
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def first_host(nodelist: str) -> str:
+    """First host of a SLURM node list: ``node[03-05,9],login1`` gives ``node03``."""
+    match = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodelist)
+    if match is None:
+        raise UserError(f"cannot read the node list {nodelist!r} of SLURM: set MASTER_ADDR to the host of rank 0")
+    return "".join(part or "" for part in match.groups())
+
+
+def _in_slurm_step(environ: Mapping[str, str]) -> bool:
+    # A batch script runs once, outside any step, although SLURM_NTASKS already holds the size of the job.
+    in_batch_script = environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_NUM_TASKS" not in environ
+    return "SLURM_PROCID" in environ and not in_batch_script
+
+
+def _launch(
+    launcher: str, environ: Mapping[str, str], rank_name: str, size_name: str, local_name: str | None
+) -> Launch:
+    rank, size = _number(environ, rank_name), _number(environ, size_name)
+    local = 0 if local_name is None else _number(environ, local_name)
+    if not 0 <= rank < size:
+        raise UserError(f"{rank_name} is {rank} but {size_name} is {size}: ranks count from 0 to {size - 1}")
+    port = _number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else _default_port(environ, launcher)
+    return Launch(launcher, rank, size, local, _master_addr(environ, launcher, size), port)
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    value = environ.get(name)
+    if value is None or not value.isdecimal():
+        state = "is not set" if value is None else f"is {value!r}, not a number"
+        raise UserError(f"{name} {state}, although other variables of the same launcher are")
+    return int(value)
+
+
+def _master_addr(environ: Mapping[str, str], launcher: str, size: int) -> str:
+    if "MASTER_ADDR" in environ:
+        return environ["MASTER_ADDR"]
+    if launcher == "srun":
+        nodelist = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+        nodes = environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or "1"
+        return first_host(nodelist) if nodelist and nodes != "1" else "127.0.0.1"
+    # mpirun tells no host; it does tell how many ranks share this one.
+    here = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environ.get("MPI_LOCALNRANKS")
+    if here is not None and here != str(size):
+        raise UserError(
+            f"mpirun started {size} processes, {here} of them on this node: set MASTER_ADDR to the host of rank 0"
+        )
+    return "127.0.0.1"
+
+
+def _default_port(environ: Mapping[str, str], launcher: str) -> int:
+    # Jobs that share a node must not meet at one port.
+    job = environ.get("SLURM_JOB_ID", "")
+    return 20000 + int(job) % 20000 if launcher == "srun" and job.isdecimal() else DEFAULT_PORT

@@ -1,0 +1,170 @@
+"""The process mesh: every rank's place along pipeline, data and tensor parallelism.
+
+Rank = (pipe * data_size + data) * tensor_size + tensor: ranks that share a layer are neighbours, on one node where they
+can be. Megatron's default order and DeepSpeed's pipe-data-model topology give the same ranks.
+"""
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.schema import ParallelConfig
+from megatron_pixel.parallel.launch import Launch, read_launch
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for the others in one operation before the run ends."""
+
+
+class ModelParallelUnit:
+    """Megatron's ``parallel_state`` under the names that ``deepspeed.initialize(mpu=...)`` asks for.
+
+    DeepSpeed's "model parallel" is megatron's "tensor model parallel"; every other name is passed on as it is.
+    """
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return parallel_state.get_tensor_model_parallel_group()
+
+    def get_model_parallel_world_size(self) -> int:
+        return parallel_state.get_tensor_model_parallel_world_size()
+
+    def get_model_parallel_rank(self) -> int:
+        return parallel_state.get_tensor_model_parallel_rank()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(parallel_state, name)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Where this process stands."""
+
+    launch: Launch
+    device: torch.device
+    rank: int
+    world_size: int
+    tensor_rank: int
+    tensor_size: int
+    pipe_rank: int
+    pipe_size: int
+    data_rank: int
+    data_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that talks."""
+        return self.rank == 0
+
+    @property
+    def mpu(self) -> ModelParallelUnit:
+        """The adapter for ``deepspeed.initialize(mpu=...)``."""
+        return ModelParallelUnit()
+
+    @property
+    def data_group(self) -> dist.ProcessGroup:
+        """Ranks that hold the same weights and read different rows."""
+        return parallel_state.get_data_parallel_group()
+
+
+def start_mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Mesh:
+    """Join the processes that were started together; NCCL and one GPU each where there are GPUs, gloo otherwise.
+
+    Args:
+        parallel: sizes of tensor and pipeline parallelism; data parallelism takes what is left.
+        timeout: how long to wait for the other ranks, both to appear and in each operation, before an error ends the run.
+
+    Raises:
+        UserError: the environment is broken, ranks do not divide, or a node has fewer GPUs than processes.
+    """
+    launch = read_launch(os.environ)
+    group = parallel.tensor * parallel.pipeline
+    if launch.world_size % group:
+        raise UserError(
+            f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} = {group} does not divide the "
+            f"{launch.world_size} process(es) of this run"
+        )
+    device = _device(launch)
+    launch.export()
+    # Megatron's tensor-parallel layers count on kernels starting in the order of their launches.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise UserError(
+            f"rank {launch.rank} of {launch.world_size} cannot meet the others at {launch.master_addr}:"
+            f"{launch.master_port} ({launch.launcher}; MASTER_ADDR and MASTER_PORT name another place): {error}"
+        ) from error
+    # The timeout of the default group does not bound megatron's own groups.
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        distributed_timeout_minutes=timeout.total_seconds() / 60,
+        create_gloo_process_groups=False,
+    )
+    return Mesh(
+        launch=launch,
+        device=device,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel.tensor,
+        pipe_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pipe_size=parallel.pipeline,
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=launch.world_size // group,
+    )
+
+
+def stop_mesh() -> None:
+    """Leave; collective only in so far as all ranks should come here. A second call does nothing."""
+    parallel_state.destroy_model_parallel()
+    # Process groups that linger in cycles would shut down after the interpreter has torn down what they need.
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Iterator[Mesh]:
+    """:func:`start_mesh` and :func:`stop_mesh` around a block.
+
+    A rank that fails among several leaves without goodbye: the others may be waiting for it inside an operation, where a
+    clean shutdown would wait for them in turn. They end when its connection breaks.
+    """
+    here = None
+    try:
+        here = start_mesh(parallel, timeout)
+        yield here
+    except BaseException:
+        if here is None or here.world_size == 1:
+            stop_mesh()
+        raise
+    stop_mesh()
+
+
+def _device(launch: Launch) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    # srun --gpus-per-task=1 shows each process its own GPU as number 0.
+    index = 0 if launch.launcher == "srun" and count == 1 else launch.local_rank
+    if index >= count:
+        raise UserError(
+            f"rank {launch.rank} is process {launch.local_rank} of its node, which shows {count} GPU(s): "
+            "start no more processes per node than GPUs"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device

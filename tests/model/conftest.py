@@ -1,0 +1,29 @@
+"""One process with a mesh of size one, and small models."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from megatron_pixel.parallel.quiet import silence_libraries
+
+silence_libraries()
+
+from megatron_pixel.config.schema import ModelConfig, ParallelConfig
+from megatron_pixel.parallel.mesh import Mesh, mesh
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_process() -> Iterator[Mesh]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "PMI_RANK"):
+            patch.delenv(name, raising=False)
+        with mesh(ParallelConfig()) as here:
+            yield here
+
+
+@pytest.fixture
+def small() -> ModelConfig:
+    """2 layers, 4 heads over 2 key-value heads, patches of 4 x 4 x 3, rows of 16."""
+    return ModelConfig(
+        layers=2, hidden=32, heads=4, kv_heads=2, ffn=48, vocab_size=40, seq_length=16, patch_size=4, num_channels=3
+    )
