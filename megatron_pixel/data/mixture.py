@@ -6,24 +6,16 @@ from functools import lru_cache
 from math import gcd, lcm
 
 from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.mixture import PerKind, parse_mixture, rows_per_kind
 from megatron_pixel.config.schema import DataConfig, EvaluationConfig, ModelConfig, PairConfig, TrainingConfig
 from megatron_pixel.data.rows import Kind, MicroBatch, Row, padding_row, stack_rows
 from megatron_pixel.data.sampler import Blend, RowOrder, derive_key
-from megatron_pixel.data.sources import Source, WeightedSources, open_sources
-
-DATA_KEYS = {Kind.TEXT: "data.text", Kind.PIXEL: "data.pixels", Kind.PAIR: "data.pairs"}
-"""The config key that lists the datasets of a kind."""
+from megatron_pixel.data.sources import DATA_KEYS, Source, WeightedSources, open_sources
 
 
-def parse_mixture(mixture: str) -> dict[Kind, int]:
-    """``"4:4:2"`` as parts per kind in lowest terms, kinds without rows left out."""
-    parts = mixture.split(":")
-    if len(parts) != len(Kind) or not all(part.strip().isdecimal() for part in parts) or not any(map(int, parts)):
-        raise UserError(
-            f"data.mixture is {mixture!r}: give the rows as text:pixel:pair in whole numbers, such as 4:4:2 or 1:0:0"
-        )
-    divisor = gcd(*map(int, parts))
-    return {kind: int(part) // divisor for kind, part in zip(Kind, parts, strict=True) if int(part)}
+def kinds_of(data: DataConfig) -> list[Kind]:
+    """The kinds that have rows in the mixture."""
+    return [kind for kind, part in zip(Kind, parse_mixture(data.mixture), strict=True) if part]
 
 
 @dataclass(frozen=True)
@@ -42,32 +34,11 @@ class Mixture:
             UserError: if the rows of a step cannot be shared out to kinds, ranks and micro-batches without a rest; the
                 message lists the nearest values that can.
         """
-        parts = parse_mixture(data.mixture)
-        total = sum(parts.values())
-        rows, micro = training.global_batch_rows, training.micro_batch_rows
-        if rows < 1 or micro < 1:
-            raise UserError(
-                f"training.global_batch_rows is {rows} and training.micro_batch_rows is {micro}: both must be positive"
-            )
-        if rows % total:
-            raise UserError(
-                f"training.global_batch_rows {rows} cannot be shared out as data.mixture {data.mixture}: "
-                f"it must be a multiple of {total}; nearest: {_nearest_multiples(rows, total)}"
-            )
-        rows_per_step = {kind: rows * part // total for kind, part in parts.items()}
-        unit = micro * dp_size
-        if any(count % unit for count in rows_per_step.values()):
-            step = total * lcm(*(unit // gcd(unit, part) for part in parts.values()))
-            shares = ", ".join(f"{count} {kind.name.lower()}" for kind, count in rows_per_step.items())
-            message = (
-                f"training.global_batch_rows {rows} as data.mixture {data.mixture} makes {shares} rows a step; each "
-                f"must be a multiple of training.micro_batch_rows {micro} x {dp_size} data-parallel ranks. "
-                f"Nearest training.global_batch_rows: {_nearest_multiples(rows, step)}"
-            )
-            common = gcd(*rows_per_step.values())
-            if common % dp_size == 0:
-                message += f"; nearest training.micro_batch_rows: {_nearest_divisors(micro, common // dp_size)}"
-            raise UserError(message)
+        mixture, micro = parse_mixture(data.mixture), training.micro_batch_rows
+        counts = rows_per_kind(mixture, training.global_batch_rows)
+        rows_per_step = {kind: count for kind, count in zip(Kind, counts, strict=True) if count}
+        if micro < 1 or any(count % (micro * dp_size) for count in counts):
+            raise UserError(_does_not_divide(data, training, mixture, rows_per_step, dp_size))
         return cls(rows_per_step, micro)
 
     def schedule(self, dp_size: int) -> tuple[Kind, ...]:
@@ -192,7 +163,7 @@ def open_heldout(
     data: DataConfig, model: ModelConfig, pair: PairConfig, training: TrainingConfig, evaluation: EvaluationConfig
 ) -> HeldoutReader:
     """The reader of the held-out rows of every kind in the run's mixture."""
-    sources = open_sources(parse_mixture(data.mixture), "heldout", data, model, pair)
+    sources = open_sources(kinds_of(data), "heldout", data, model, pair)
     return HeldoutReader(sources, evaluation.rows, training.micro_batch_rows)
 
 
@@ -252,13 +223,26 @@ def _quotas(weights: list[float], available: list[int], rows: int) -> list[int]:
     return quotas
 
 
-def _nearest_multiples(value: int, step: int) -> str:
-    below = value // step * step
-    return " or ".join(str(candidate) for candidate in (below, below + step) if candidate)
-
-
-def _nearest_divisors(value: int, number: int) -> str:
-    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-    below = [divisor for divisor in divisors if divisor < value][-1:]
-    above = [divisor for divisor in divisors if divisor > value][:1]
-    return " or ".join(map(str, below + above))
+def _does_not_divide(
+    data: DataConfig, training: TrainingConfig, mixture: PerKind, rows_per_step: Mapping[Kind, int], dp_size: int
+) -> str:
+    """Why the rows of a step cannot be cut into micro-batches, with the nearest batch sizes that can."""
+    rows, micro = training.global_batch_rows, training.micro_batch_rows
+    shares = ", ".join(f"{count} {kind.name.lower()}" for kind, count in rows_per_step.items())
+    message = (
+        f"training.global_batch_rows: {rows} rows split {data.mixture} are {shares} rows a step; each must "
+        f"be a multiple of training.micro_batch_rows {micro} x {dp_size} data-parallel ranks"
+    )
+    unit = micro * dp_size
+    if unit > 0:
+        parts = [part // gcd(*mixture) for part in mixture if part]
+        step = sum(parts) * lcm(*(unit // gcd(unit, part) for part in parts))
+        below = rows // step * step
+        nearest = [number for number in (below, below + step) if number]
+        message += f"; nearest valid training.global_batch_rows: {' or '.join(map(str, nearest))}"
+    common = gcd(*rows_per_step.values())
+    if common % dp_size == 0:
+        divisors = [divisor for divisor in range(1, common // dp_size + 1) if common // dp_size % divisor == 0]
+        nearest = [divisor for divisor in divisors if divisor < micro][-1:] + [d for d in divisors if d > micro][:1]
+        message += f"; nearest valid training.micro_batch_rows: {' or '.join(map(str, nearest))}"
+    return message

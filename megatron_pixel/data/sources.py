@@ -23,6 +23,9 @@ class Source(Protocol):
         ...
 
 
+DATA_KEYS = {Kind.TEXT: "data.text", Kind.PIXEL: "data.pixels", Kind.PAIR: "data.pairs"}
+"""The config key that lists the datasets of a kind."""
+
 WeightedSources = Mapping[Kind, Sequence[tuple[float, Source]]]
 """The sources of each kind with their weights."""
 

@@ -81,9 +81,7 @@ def test_pixel_row(channels):
     check_common(row, 5)
     assert row.patches.shape == (5, 4 * channels)
     # Row, column, channel order inside a patch.
-    assert row.patches[1].tolist() == [
-        patches[1, y, x, c] for y in range(2) for x in range(2) for c in range(channels)
-    ]
+    assert row.patches[1].tolist() == [patches[1, y, x, c] for y in range(2) for x in range(2) for c in range(channels)]
     assert row.modality.tolist() == [PATCH] * 3 + [PAD] * 2
     assert row.segment_ids.tolist() == [0, 0, 0, -1, -1]
     assert count_targets(row.modality, row.segment_ids) == TargetCounts(0, 2)
