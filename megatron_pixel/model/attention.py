@@ -30,8 +30,8 @@ def attention_mask(kind: MaskKind, segment_ids: Tensor, inner_padding: bool) -> 
         inner_padding: whether padding stands before content in some row.
 
     Returns:
-        bool [b, 1, s, s], True where the query (second to last dimension) must not see the key, as megatron-core has it;
-        None where plain causal attention does the same: a causal row whose padding stands at its end needs no mask.
+        bool [b, 1, s, s], True where the query (second to last dimension) must not see the key, as megatron-core has
+        it; None where plain causal attention does the same: a row whose padding stands at its end needs no mask.
     """
     if kind is MaskKind.CAUSAL and not inner_padding:
         return None
@@ -48,7 +48,7 @@ def attention_mask(kind: MaskKind, segment_ids: Tensor, inner_padding: bool) -> 
 
 
 class SDPACoreAttention(nn.Module):
-    """Core attention for megatron-core's ``SelfAttention``: flash kernels where PyTorch has them, any device otherwise."""
+    """Core attention for megatron-core's ``SelfAttention``, on any device; flash kernels where PyTorch has them."""
 
     def __init__(
         self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **_: Any

@@ -41,7 +41,7 @@ class ModelInputs(NamedTuple):
     targets: Tensor
     """int64 [k, b * s]: for each objective the flat positions ``row * s + i`` that predict, ascending, then zeros."""
     header: Tensor
-    """int64 [2 + k], on the host where it can be: kind, whether padding stands before content, targets per objective."""
+    """int64 [2 + k], on the host where it can be; see :class:`Header`."""
 
 
 class Travelling(NamedTuple):
@@ -112,19 +112,15 @@ def to_tensors(rows: MicroBatch, objectives: Sequence["Objective"], device: torc
     content = rows.modality != Modality.PADDING
     header = Header(rows.kind, bool((content[:, 1:] & ~content[:, :-1]).any()), tuple(counts))
     patches = np.empty((0,), np.uint8) if rows.patches is None else rows.patches
+    place = torch.device(device)
     inputs = ModelInputs(
-        *(
-            _move(tensor, torch.device(device))
-            for tensor in (
-                torch.from_numpy(rows.tokens),
-                torch.from_numpy(patches),
-                modality,
-                torch.from_numpy(rows.position_ids),
-                segment_ids,
-                targets,
-            )
-        ),
-        header.tensor(),
+        tokens=_move(torch.from_numpy(rows.tokens), place),
+        patches=_move(torch.from_numpy(patches), place),
+        modality=_move(modality, place),
+        position_ids=_move(torch.from_numpy(rows.position_ids), place),
+        segment_ids=_move(segment_ids, place),
+        targets=_move(targets, place),
+        header=header.tensor(),
     )
     labels = Labels(inputs.tokens, inputs.patches, inputs.targets, inputs.header)
     held = MODALITIES[rows.kind]

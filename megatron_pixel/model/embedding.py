@@ -14,9 +14,9 @@ from megatron_pixel.model.seeding import stage_seed
 class PatchEmbedder(nn.Module):
     """Linear projection of the pixels of a patch, then LayerNorm.
 
-    With patches flattened in row, column, channel order the projection equals a ``Conv2d`` whose kernel and stride are the
-    patch size; its weight is the kernel permuted from [h, C, P, P] to [h, P, P, C]. Initialized xavier-uniform over the
-    flattened kernel, as in the released model, with a zero bias.
+    With patches flattened in row, column, channel order the projection equals a ``Conv2d`` whose kernel and stride are
+    the patch size; its weight is the kernel permuted from [h, C, P, P] to [h, P, P, C]. Initialized xavier-uniform over
+    the flattened kernel, as in the released model, with a zero bias.
     """
 
     def __init__(self, model: ModelConfig) -> None:
@@ -65,8 +65,8 @@ class Embedding(nn.Module):
     def _left_out(self, kind: Kind, tokens: Tensor) -> Tensor:
         """One position, [1, 1, h], through the embedder that rows of this kind leave out.
 
-        ZeRO 3 gathers and reduces a parameter when the module that owns it runs; gradients go wrong without a word where
-        it does not.
+        ZeRO 3 gathers and reduces a parameter when the module that owns it runs; where it does not run, gradients go
+        wrong without a word.
         """
         if kind == Kind.TEXT:
             return self.patches(tokens.new_zeros(1, 1, self.patches.projection.in_features, dtype=torch.uint8))

@@ -17,7 +17,7 @@ from megatron_pixel.model.seeding import stage_seed
 
 
 class ColumnParallelLinear(MegatronColumnParallelLinear):
-    """Megatron's, without the empty ``_extra_state`` in its state dict: DeepSpeed's checkpoint converter takes tensors."""
+    """Megatron's, without the empty ``_extra_state`` in its state dict, which breaks DeepSpeed's checkpoint converter."""
 
     get_extra_state = nn.Module.get_extra_state
 
@@ -43,7 +43,7 @@ def transformer_config(model: ModelConfig, tensor_parallel: int = 1) -> Transfor
         _check_divides(f"model.{name}", getattr(model, name), "parallel.tensor", tensor_parallel)
     if (model.hidden // model.heads) % 2:
         raise UserError(
-            f"model.hidden / model.heads is {model.hidden // model.heads}: rotary positions need an even width of a head"
+            f"model.hidden {model.hidden} / model.heads {model.heads} is odd: rotary positions need an even width of a head"
         )
 
     def normal(tensor: Tensor) -> None:
@@ -96,8 +96,8 @@ def rotary_angles(position_ids: Tensor, width: int, theta: float) -> Tensor:
         theta: base of the frequencies.
 
     Returns:
-        float32 [s, b, 1, width]; both halves of the last dimension hold ``position * theta ** (-2 i / width)``. Computed
-        anew each time rather than kept in a buffer, which a cast of the model to bfloat16 would round.
+        float32 [s, b, 1, width]; both halves of the last dimension hold ``position * theta ** (-2 i / width)``.
+        Computed anew each time rather than kept in a buffer, which a cast of the model to bfloat16 would round.
     """
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=position_ids.device) / width
     angles = position_ids.t().float()[..., None] * (1.0 / theta**exponents)  # [s, b, width / 2]

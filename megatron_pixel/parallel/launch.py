@@ -35,10 +35,11 @@ class Launch:
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
-    """What the environment says, in this order: RANK and its companions (torchrun, deepspeed), a SLURM step (srun), MPI's
-    variables (Open MPI, then PMI as of MPICH and Intel); one process if none of them is there.
+    """What the environment says.
 
-    MASTER_ADDR and MASTER_PORT are taken from the environment wherever they are set.
+    First comes RANK with its companions (torchrun, deepspeed), then a SLURM step (srun), then MPI's variables (Open MPI's,
+    PMI's of MPICH and Intel); one process if none of them is there. MASTER_ADDR and MASTER_PORT count wherever they are
+    set.
 
     Raises:
         UserError: variables that are missing, are no numbers, or contradict each other.

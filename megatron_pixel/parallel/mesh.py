@@ -79,7 +79,7 @@ def start_mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Mesh:
 
     Args:
         parallel: sizes of tensor and pipeline parallelism; data parallelism takes what is left.
-        timeout: how long to wait for the other ranks, both to appear and in each operation, before an error ends the run.
+        timeout: how long to wait for the other ranks, to appear and in each operation, before an error ends the run.
 
     Raises:
         UserError: the environment is broken, ranks do not divide, or a node has fewer GPUs than processes.
@@ -140,8 +140,8 @@ def stop_mesh() -> None:
 def mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Iterator[Mesh]:
     """:func:`start_mesh` and :func:`stop_mesh` around a block.
 
-    A rank that fails among several leaves without goodbye: the others may be waiting for it inside an operation, where a
-    clean shutdown would wait for them in turn. They end when its connection breaks.
+    A rank that fails among several leaves without goodbye: the others may be waiting for it inside an operation, where
+    a clean shutdown would wait for them in turn. They end when its connection breaks.
     """
     here = None
     try:

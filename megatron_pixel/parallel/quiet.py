@@ -1,7 +1,7 @@
 """Quiet start-up: no page of warnings from the libraries before the first useful line.
 
-Call :func:`silence_libraries` before torch, deepspeed or megatron are imported: they speak while they are imported. Each
-thing silenced stands here with its reason; errors, and warnings that are not named, go through.
+Call :func:`silence_libraries` before torch, deepspeed or megatron are imported: they speak while they are imported.
+Each thing silenced stands here with its reason; errors, and warnings that are not named, go through.
 """
 
 import logging
@@ -9,7 +9,7 @@ import re
 import warnings
 
 LIBRARY_WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
-    # Megatron-core falls back to PyTorch where the optional kernels are missing: the paths that this project is built on.
+    # Megatron-core falls back to PyTorch where the optional kernels are missing; this project is built on those paths.
     ("megatron", UserWarning, "Transformer Engine and Apex are not installed"),
     ("megatron", UserWarning, "Apex is not installed"),
     # Megatron-core warns about the default value of a setting that nobody set.

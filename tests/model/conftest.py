@@ -4,10 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_pixel.parallel.quiet import silence_libraries
-
-silence_libraries()
-
 from megatron_pixel.config.schema import ModelConfig, ParallelConfig
 from megatron_pixel.parallel.mesh import Mesh, mesh
 
