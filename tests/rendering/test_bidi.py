@@ -188,7 +188,6 @@ def test_has_rtl_leaves_plain_text_alone(text: str):
 def test_agrees_with_python_bidi():
     """The pure Python algorithm of python-bidi, which knows neither isolates nor paired brackets."""
     algorithm = pytest.importorskip("bidi.algorithm", reason="python-bidi is not installed")
-    # It predates W4's reading in Unicode 8 and treats embeddings that overflow otherwise: plain text only.
     alphabet = "abאבجد12٣٤ .,+-$%\u0301/!:"
     random.seed(20)
     for _ in range(3000):
