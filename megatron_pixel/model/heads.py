@@ -60,9 +60,9 @@ class PatchHead(nn.Module):
 class Heads(nn.Module):
     """Predictions of every objective whose modality the rows hold, at its target positions only.
 
-    Returns a tuple with one tensor [n, ...] per objective: its predictions in the order of ``targets``. An objective that
-    the rows do not need gives [0]; one that is needed but has no target in these rows gives one prediction that counts
-    nothing, because ranks that disagree about which parameters have a gradient would hang.
+    Returns a tuple with one tensor [n, ...] per objective: its predictions in the order of ``targets``. An objective
+    that the rows do not need gives [0]; one that is needed but has no target in these rows gives one prediction that
+    counts nothing, because ranks that disagree about which parameters have a gradient would hang.
     """
 
     def __init__(

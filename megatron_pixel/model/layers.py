@@ -17,7 +17,7 @@ from megatron_pixel.model.seeding import stage_seed
 
 
 class ColumnParallelLinear(MegatronColumnParallelLinear):
-    """Megatron's, without the empty ``_extra_state`` in its state dict, which breaks DeepSpeed's checkpoint converter."""
+    """Megatron's, without the empty ``_extra_state`` in its state dict that breaks DeepSpeed's checkpoint converter."""
 
     get_extra_state = nn.Module.get_extra_state
 
@@ -43,7 +43,7 @@ def transformer_config(model: ModelConfig, tensor_parallel: int = 1) -> Transfor
         _check_divides(f"model.{name}", getattr(model, name), "parallel.tensor", tensor_parallel)
     if (model.hidden // model.heads) % 2:
         raise UserError(
-            f"model.hidden {model.hidden} / model.heads {model.heads} is odd: rotary positions need an even width of a head"
+            f"model.hidden {model.hidden} / model.heads {model.heads} is odd: rotary positions turn pairs of values"
         )
 
     def normal(tensor: Tensor) -> None:

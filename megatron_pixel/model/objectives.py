@@ -155,7 +155,7 @@ def losses(outputs: tuple[Tensor, ...], labels: Labels, objectives: Sequence[Obj
     """Sums and counts by objective, for the objectives that the model ran on these rows.
 
     The loss of a step is ``sum_k weight_k * sum_k / count_k`` with sums and counts over all micro-batches and ranks. An
-    objective that ran without a target has a sum of zero that is tied to its parameters: it belongs in the backward pass.
+    objective that ran without a target has a sum of zero tied to its parameters; it belongs in the backward pass too.
     """
     results = {}
     counts = labels.header.tolist()[2:]

@@ -9,7 +9,7 @@ import torch
 
 @contextmanager
 def stage_seed(seed: int, stage: int) -> Iterator[None]:
-    """Random draws of one stage inside the block; the global generator goes on afterwards as if nothing had happened."""
+    """Random draws of one stage inside the block; the global generator goes on afterwards as if nothing happened."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence([seed, stage]).generate_state(1)[0]))
         yield

@@ -1,8 +1,8 @@
 """The model as one list of stages: embedding, decoder layers, final norm, heads.
 
 Every stage takes a tuple of tensors and returns one, so ``nn.Sequential`` of the list is the model, and a pipeline cuts
-the same list. Parameter names (``0.tokens.weight``, ``1.layer.self_attention.linear_qkv.weight``, ...) number the stages
-and so depend on neither the pipeline's size nor the tensor-parallel size.
+the same list. Parameter names (``0.tokens.weight``, ``1.layer.mlp.linear_fc1.weight``, ...) number the stages and so
+depend on neither the pipeline's size nor the tensor-parallel size.
 """
 
 from collections.abc import Sequence

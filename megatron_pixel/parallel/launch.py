@@ -37,9 +37,9 @@ class Launch:
 def read_launch(environ: Mapping[str, str]) -> Launch:
     """What the environment says.
 
-    First comes RANK with its companions (torchrun, deepspeed), then a SLURM step (srun), then MPI's variables (Open MPI's,
-    PMI's of MPICH and Intel); one process if none of them is there. MASTER_ADDR and MASTER_PORT count wherever they are
-    set.
+    First comes RANK with its companions (torchrun, deepspeed), then a SLURM step (srun), then MPI's variables (Open
+    MPI's, or PMI's as of MPICH and Intel); one process if none of them is there. MASTER_ADDR and MASTER_PORT count
+    wherever they are set.
 
     Raises:
         UserError: variables that are missing, are no numbers, or contradict each other.
