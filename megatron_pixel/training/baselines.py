@@ -22,7 +22,7 @@ class UnigramEntropy:
     def add(self, batch: MicroBatch) -> None:
         """Count the target tokens of a micro-batch."""
         token_mask, _ = target_masks(batch.modality, batch.segment_ids)
-        self.counts += np.bincount(batch.tokens[:, 1:][token_mask], minlength=len(self.counts))
+        self.counts += np.bincount(batch.tokens[:, 1:][token_mask[:, :-1]], minlength=len(self.counts))
 
     def value(self) -> float | None:
         """Nats a token; None where no target was seen."""
@@ -67,6 +67,7 @@ class PatchBaselines:
         if batch.patches is None:
             return
         _, patch_mask = target_masks(batch.modality, batch.segment_ids, end_patch=self.end_patch)
+        patch_mask = patch_mask[:, :-1]
         previous = batch.patches[:, :-1][patch_mask] / 255.0
         x = np.concatenate([previous, np.ones((len(previous), 1))], axis=1)
         y = self.target(batch.patches[:, 1:][patch_mask])
