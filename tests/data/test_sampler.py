@@ -38,7 +38,16 @@ def test_permutation_refuses_other_sizes(n):
 
 def test_permutation_never_changes():
     # A run that resumes under another version, machine or byte order must go on with the same rows.
-    assert KeyedPermutation(1000, derive_key(0, "a")).apply(np.arange(8)).tolist() == [526, 179, 480, 998, 529, 931, 672, 484]
+    assert KeyedPermutation(1000, derive_key(0, "a")).apply(np.arange(8)).tolist() == [
+        526,
+        179,
+        480,
+        998,
+        529,
+        931,
+        672,
+        484,
+    ]
 
 
 def test_key_decides_everything():
