@@ -146,7 +146,7 @@ class TrainingConfig:
     """End early after this step, whole, as a signal would; the schedule still spans ``steps``."""
     seed: int = 1234
     """Of the weights and of the order of the rows."""
-    global_batch_rows: int = 4096
+    global_batch_rows: int = 10240
     """Rows of one optimizer step over all devices, split by ``data.mixture``."""
     micro_batch_rows: int = 8
     """Rows of one forward pass on one device; all of one kind."""

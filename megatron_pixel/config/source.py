@@ -61,9 +61,7 @@ def _read(path: Path, schema: type, based_on_by: tuple[Path, ...], problems: lis
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(
-            f"{_place(path, root)}: expected keys and values (training: ...), got {_construct(path, root)!r}"
-        )
+        raise UserError(f"{_place(path, root)}: expected sections with keys and values, got {_construct(path, root)!r}")
     own: dict[str, Origin] = {}
     base = _take_base(path, root)
     _flatten(path, root, "", schema, own, problems)

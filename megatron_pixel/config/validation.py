@@ -110,8 +110,8 @@ def check_files(config: RunConfig) -> None:
         missing = [prefix for prefix in given if not Path(f"{prefix}.manifest.json").is_file()]
         if missing:
             problems.append(
-                f"{name}: no dataset at {', '.join(missing)} (no PREFIX.manifest.json there); make one with `python "
-                f"data_tools/preprocess.py {_SUBCOMMANDS[name]} --input FILE... --output-prefix PREFIX`, or name your own "
+                f"{name}: no dataset at {', '.join(missing)} (no PREFIX.manifest.json there); make it with `python "
+                f"data_tools/preprocess.py {_SUBCOMMANDS[name]} --input FILE... --output-prefix PREFIX`, or name yours "
                 f"with --{name} PREFIX... (the prefixes of the recipes are placeholders, see docs/reproduce.md)"
             )
     raise_problems(problems)
