@@ -160,7 +160,6 @@ def read_lines(chunks: Iterator[bytes], where: str) -> Iterator[tuple[int, bytes
     number = 1
     pending: list[bytes] = []
     pending_bytes = 0
-    first = True
     for chunk in chunks:
         nul = chunk.find(b"\0")
         if nul >= 0:
@@ -168,18 +167,14 @@ def read_lines(chunks: Iterator[bytes], where: str) -> Iterator[tuple[int, bytes
             raise BadRecordError(
                 "binary file", f"{where}:{line}", "holds NUL bytes: a binary file, or text in UTF-16; UTF-8 is expected"
             )
-        data = chunk
-        if first:
-            data = chunk.removeprefix(b"\xef\xbb\xbf")
-            first = False
-        *whole, rest = data.split(b"\n")
+        *whole, rest = chunk.split(b"\n")
         for part in whole:
             if pending:
                 pending.append(part)
                 part = b"".join(pending)
                 pending.clear()
                 pending_bytes = 0
-            yield number, part.removesuffix(b"\r")
+            yield number, _trim(part, number)
             number += 1
         if rest:
             pending.append(rest)
@@ -189,4 +184,10 @@ def read_lines(chunks: Iterator[bytes], where: str) -> Iterator[tuple[int, bytes
                     "record too long", f"{where}:{number}", f"the line is longer than {MAX_RECORD_BYTES:,} bytes"
                 )
     if pending:
-        yield number, b"".join(pending).removesuffix(b"\r")
+        yield number, _trim(b"".join(pending), number)
+
+
+def _trim(line: bytes, number: int) -> bytes:
+    if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+    return line.removesuffix(b"\r")
