@@ -1,0 +1,27 @@
+"""Pretrain TextGPT, PixelGPT, MonoGPT or DualGPT. ``python megatron_pixel/pretrain.py --help`` explains everything."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_pixel.config.errors import exit_on_user_error
+from megatron_pixel.parallel.quiet import silence_libraries
+from megatron_pixel.training.arguments import parse, rank_0_first
+
+
+def main() -> None:
+    """Parse, build, train, close."""
+    with exit_on_user_error(), rank_0_first():
+        config = parse(sys.argv[1:])
+        silence_libraries()
+        # torch, megatron-core and deepspeed take seconds to import: a mistake above is told at once.
+        from megatron_pixel.parallel.mesh import mesh
+        from megatron_pixel.training.run import Run
+
+        with mesh(config.parallel) as here, Run(config, here) as run:
+            run.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The training loop: steps, and between them metrics, evaluation, checkpoints and signals."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_pixel.config.schema import CheckpointConfig, EvaluationConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from megatron_pixel.data.rows import MicroBatch
+from megatron_pixel.model.batch import to_tensors
+from megatron_pixel.model.objectives import Objective, losses
+from megatron_pixel.parallel.engine import set_learning_rate
+from megatron_pixel.parallel.mesh import Mesh
+from megatron_pixel.training.guards import LossGuard, StopSignals
+from megatron_pixel.training.losses import LossTotals, StepCounts, micro_batch_loss
+from megatron_pixel.training.metrics import Record
+from megatron_pixel.training.schedule import learning_rate
+from megatron_pixel.training.throughput import flops_per_step, memory_gb, peak_tflops
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop does between steps; each is called on all ranks."""
+
+    record: Callable[[Record, bool], None]
+    """Takes the metrics of a step, and whether it is the last."""
+    evaluate: Callable[[int], None]
+    """Evaluates after a step."""
+    save: Callable[[int], None]
+    """Writes the checkpoint of a step."""
+    note: Callable[[str], None]
+    """Shows a line."""
+
+
+class Trainer:
+    """Takes the optimizer steps of a run.
+
+    Args:
+        engine: the DeepSpeed engine.
+        objectives: what the model learns.
+        model, training, optimizer: the parts of the config that a step depends on.
+        end_patch: whether the black end patch is a target.
+        mesh: where this process stands.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        objectives: Sequence[Objective],
+        model: ModelConfig,
+        training: TrainingConfig,
+        optimizer: OptimizerConfig,
+        end_patch: bool,
+        mesh: Mesh,
+    ) -> None:
+        self.engine = engine
+        self._objectives = objectives
+        self._model, self._training, self._optimizer = model, training, optimizer
+        self._end_patch = end_patch
+        self.mesh = mesh
+        self._guard = LossGuard()
+        self._peak = peak_tflops(mesh.device, training.precision)
+
+    def step(self, step: int, batches: Sequence[MicroBatch]) -> tuple[Record, str | None]:
+        """One optimizer step over this rank's micro-batches.
+
+        Args:
+            step: its number; the first is 1.
+            batches: micro-batches of any kinds, in the same order of kinds on every rank.
+
+        Returns:
+            The record for metrics.jsonl, and a warning to show, if there is one.
+
+        Raises:
+            NonFiniteLossError: see :class:`LossGuard`.
+        """
+        start = time.perf_counter()
+        mesh = self.mesh
+        counts = StepCounts(batches, self._objectives, self._end_patch, mesh.data_group, mesh.device)
+        totals = LossTotals(mesh.device)
+        rate = learning_rate(step, self._training.steps, self._optimizer)
+        set_learning_rate(self.engine, rate)
+        skipped_before = self.engine.skipped_steps
+        contributions = []
+        for micro_batch in batches:
+            batch = to_tensors(micro_batch, self._objectives, mesh.device)
+            terms = losses(self.engine(batch.inputs), batch.labels, self._objectives)
+            loss = micro_batch_loss(terms, self._objectives, counts.targets, mesh.data_size, len(batches))
+            self.engine.backward(loss)
+            self.engine.step()
+            totals.add(micro_batch.kind, terms)
+            contributions.append(loss.detach())
+        means = totals.means(self._objectives, mesh.data_group)
+        skipped = self.engine.skipped_steps > skipped_before
+        finite = math.isfinite(means["loss"] or 0.0)
+        rows = "" if finite else self._bad_rows(batches, contributions)
+        warning = self._guard.check(step, finite, skipped, rows)
+        norm = self.engine.get_global_grad_norm()
+        speed = self._speed(counts, time.perf_counter() - start)
+        return {
+            "step": step,
+            **means,
+            "lr": rate,
+            "grad_norm": None if norm is None else float(norm),
+            **speed,
+            "memory_gb": memory_gb(mesh.device),
+            "skipped_steps": int(self.engine.skipped_steps),
+        }, warning
+
+    def _speed(self, counts: StepCounts, seconds: float) -> Record:
+        tokens, patches = (counts.targets.get(name, 0) for name in ("token", "patch"))
+        flops = flops_per_step(self._model, counts.positions, tokens, patches, counts.patches)
+        tflops = flops / seconds / self.mesh.world_size / 1e12
+        return {
+            "tokens": tokens,
+            "patches": patches,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "patches_per_second": patches / seconds,
+            "tflops_per_device": tflops,
+            "mfu": tflops / self._peak if self._peak else None,
+        }
+
+    def _bad_rows(self, batches: Sequence[MicroBatch], contributions: Sequence[torch.Tensor]) -> str:
+        """Rows of the micro-batches without a finite loss, over all ranks; collective."""
+        mine = [
+            f"{source} {row}"
+            for batch, loss in zip(batches, contributions, strict=True)
+            if not math.isfinite(loss.item())
+            for source, row in batch.rows
+        ]
+        gathered: list[list[str]] = [[] for _ in range(self.mesh.data_size)]
+        dist.all_gather_object(gathered, mine, group=self.mesh.data_group)
+        names = sorted({name for part in gathered for name in part})
+        shown = ", ".join(names[:16])
+        return f"{shown} and {len(names) - 16} more" if len(names) > 16 else shown or "none in particular"
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """At which steps something happens besides a step."""
+
+    steps: int
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the held-out rows are read after this step: periodically and at the end."""
+        periodic = self.evaluation.every > 0 and step % self.evaluation.every == 0
+        return self.evaluation.rows > 0 and (periodic or step == self.steps)
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due whatever happens next: periodically, at milestones and at the end."""
+        periodic = self.checkpoint.every > 0 and step % self.checkpoint.every == 0
+        return periodic or step in self.checkpoint.milestones or step == self.steps
+
+
+def train(
+    trainer: Trainer,
+    steps: Iterable[tuple[int, Sequence[MicroBatch]]],
+    last: int,
+    milestones: Milestones,
+    signals: StopSignals,
+    hooks: Hooks,
+) -> str | None:
+    """Take the steps up to ``last``.
+
+    A signal that reaches any rank ends all of them after the step that is under way, with a checkpoint.
+
+    Args:
+        steps: numbers from 0 and micro-batches of the steps to take, in order.
+
+    Returns:
+        Why the run ended before ``milestones.steps``: a signal's name or ``training.stop_after``; None where it is complete.
+    """
+    for index, batches in steps:
+        step = index + 1
+        record, warning = trainer.step(step, batches)
+        stop = _agreed_signal(signals, trainer)
+        if stop is None and step == last < milestones.steps:
+            stop = "training.stop_after"
+        hooks.record(record, stop is not None or step == last)
+        if warning is not None:
+            hooks.note(warning)
+        if milestones.evaluates(step) and stop in (None, "training.stop_after"):
+            hooks.evaluate(step)
+        if milestones.saves(step) or stop is not None:
+            hooks.save(step)
+        if stop is not None and step < milestones.steps:
+            return stop
+    return None
+
+
+def _agreed_signal(signals: StopSignals, trainer: Trainer) -> str | None:
+    """The signal that any rank has received, the same answer on all ranks."""
+    names = (None, "SIGINT", "SIGTERM")
+    flag = torch.tensor(names.index(signals.received), device=trainer.mesh.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return names[int(flag)]

@@ -1,0 +1,206 @@
+"""A pretraining run put together: data, model, engine, checkpoint, and the folder that keeps its record."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_pixel.config.loader import save_config
+from megatron_pixel.config.schema import RunConfig
+from megatron_pixel.data.loader import PrefetchLoader
+from megatron_pixel.data.mixture import Mixture, MixtureReader, open_heldout
+from megatron_pixel.data.rows import Kind
+from megatron_pixel.data.sources import open_sources
+from megatron_pixel.model.objectives import pretraining_objectives
+from megatron_pixel.model.stages import build_stages
+from megatron_pixel.parallel.engine import DeepSpeedFile, build_engine, merged_config
+from megatron_pixel.parallel.mesh import Mesh
+from megatron_pixel.training import checkpoint, checkpoint_files
+from megatron_pixel.training.evaluation import Evaluator
+from megatron_pixel.training.guards import StopSignals
+from megatron_pixel.training.loop import Hooks, Milestones, Trainer, train
+from megatron_pixel.training.metrics import MetricsLog, Record
+from megatron_pixel.training.progress import Progress, losses_line
+from megatron_pixel.training.resume import Layout
+from megatron_pixel.training.summary import start_block
+
+
+class Run:
+    """Everything that a run holds open. Use it as a context manager.
+
+    Args:
+        config: the checked config tree.
+        mesh: where this process stands.
+
+    Raises:
+        UserError: data, DeepSpeed file, checkpoint and layout do not go together; before any step is taken.
+    """
+
+    def __init__(self, config: RunConfig, mesh: Mesh) -> None:
+        self._config, self._mesh = config, mesh
+        self._folder = Path(config.run.dir)
+        self._checkpoints = self._folder / "checkpoints"
+        self._open_data()
+        self._build_model()
+        found = checkpoint.find(self._checkpoints, config.checkpoint)
+        self._resumed = None
+        if found is not None:
+            consumed = self._reader.consumed(found.step)
+            self._resumed = checkpoint.restore(self._engine, found, config, self._layout, consumed)
+        self._done = 0 if self._resumed is None else self._resumed.step
+        self._last = min(config.training.stop_after or config.training.steps, config.training.steps)
+        self._open_record()
+        self._show(start_block(config, mesh, self._layout, self._parameters, self._rows, len(self._kinds)))
+        self._show(self._starting_point(found))
+
+    def _open_data(self) -> None:
+        config = self._config
+        mixture = Mixture.from_config(config.data, config.training, self._mesh.data_size)
+        sources = open_sources(mixture.rows_per_step, "train", config.data, config.model, config.pair)
+        self._reader = MixtureReader(mixture, sources, config.training.seed)
+        self._heldout = open_heldout(config.data, config.model, config.pair, config.training, config.evaluation)
+        self._kinds = mixture.schedule(self._mesh.data_size)
+        self._rows: Mapping[Kind, tuple[int, int]] = {
+            kind: (count, sum(source.num_rows for _, source in sources[kind]))
+            for kind, count in mixture.rows_per_step.items()
+        }
+
+    def _build_model(self) -> None:
+        config, mesh = self._config, self._mesh
+        file = DeepSpeedFile(config.deepspeed_config)
+        file.check(config.training, config.optimizer, len(self._kinds))
+        self._layout = Layout(mesh.data_size, mesh.tensor_size, mesh.pipe_size, file.zero_stage)
+        self._objectives = pretraining_objectives(config.model, config.loss)
+        stages = build_stages(
+            config.model,
+            self._objectives,
+            config.training.seed,
+            tensor_parallel=mesh.tensor_size,
+            touch_all=file.zero_stage == 3,
+        )
+        model = torch.nn.Sequential(*stages).to(mesh.device)
+        self._parameters = _count_parameters(model, mesh.tensor_size)
+        merged = merged_config(
+            file, config.training, config.optimizer, len(self._kinds), cuda=mesh.device.type == "cuda"
+        )
+        self._engine = build_engine(model, merged, config.optimizer.weight_decay, mesh.mpu)
+
+    def _open_record(self) -> None:
+        """The run's folder; rank 0 keeps it."""
+        self._metrics: MetricsLog | None = None
+        self._progress: Progress | None = None
+        if self._mesh.is_main:
+            (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+            self._aside = checkpoint_files.set_aside(self._checkpoints, self._done)
+            save_config(self._config, self._folder / "config.yaml")
+            self._metrics = MetricsLog(self._folder, self._done, self._config.logging.every)
+            self._log = (self._folder / "logs" / "pretrain.log").open("a", encoding="utf-8")
+            self._progress = Progress(
+                self._config.training.steps, self._last, self._config.logging.progress_every, log=self._log
+            )
+        dist.barrier()
+
+    def train(self) -> None:
+        """Take the steps that are left, or as many as ``training.stop_after`` and signals allow."""
+        config, mesh = self._config, self._mesh
+        if self._done >= self._last:
+            self._show(f"nothing to do: step {self._done:,} of {config.training.steps:,} is done")
+            return
+        trainer = Trainer(
+            self._engine,
+            self._objectives,
+            config.model,
+            config.training,
+            config.optimizer,
+            config.loss.end_patch,
+            mesh,
+        )
+        self._evaluator = Evaluator(self._engine.module, self._heldout, self._objectives, mesh)
+        steps = range(self._done, self._last)
+        signals = StopSignals()
+        try:
+            with PrefetchLoader(self._reader, steps, mesh.data_rank, mesh.data_size, config.data.prefetch) as loader:
+                stopped_by = train(
+                    trainer,
+                    loader,
+                    self._last,
+                    Milestones(config.training.steps, config.evaluation, config.checkpoint),
+                    signals,
+                    Hooks(self._record, self._evaluate, self._save, self._show),
+                )
+        finally:
+            signals.restore()
+        self._show(self._ending(stopped_by))
+
+    def close(self) -> None:
+        """Flush and close the record."""
+        if self._metrics is not None and self._progress is not None:
+            self._progress.finish()
+            self._metrics.close()
+            self._log.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _record(self, record: Record, last: bool) -> None:
+        self._done = int(record["step"] or 0)
+        if self._metrics is not None and self._progress is not None:
+            self._metrics.step(record, last)
+            self._progress.step(record)
+
+    def _evaluate(self, step: int) -> None:
+        means = self._evaluator.losses()
+        record: Record = {"step": step} | {f"eval_{key}": value for key, value in means.items()}
+        if self._metrics is not None:
+            self._metrics.evaluation(record)
+        self._show(f"step {step:,}: held-out {losses_line(record, 'eval_')}")
+
+    def _save(self, step: int) -> None:
+        consumed = self._reader.consumed(step)
+        folder = checkpoint.save(self._engine, self._checkpoints, step, self._config, self._layout, consumed)
+        self._show(f"step {step:,}: saved {folder}")
+
+    def _show(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.note(text)
+
+    def _starting_point(self, found: checkpoint.Found | None) -> str:
+        total = self._config.training.steps
+        lines = []
+        if found is None or self._resumed is None:
+            lines.append(f"  start       step 1 of {total:,}, no checkpoint")
+        else:
+            lines.append(f"  resume      {found.folder}, {found.step:,} of {total:,} steps done")
+            lines += [f"              passed over {reason}" for reason in found.passed_over]
+            lines += [f"              changed {change}" for change in self._resumed.changed]
+        if self._mesh.is_main and self._aside is not None:
+            lines.append(f"              later checkpoints moved to {self._aside}")
+        return "\n".join(lines)
+
+    def _ending(self, stopped_by: str | None) -> str:
+        total = self._config.training.steps
+        if stopped_by is None:
+            return f"done: {total:,} steps; curves: tensorboard --logdir {self._folder}"
+        remedy = "start the same command again"
+        if stopped_by == "training.stop_after":
+            remedy += " without training.stop_after, or with a later one"
+        if self._config.checkpoint.resume != "auto":
+            remedy += ", with --checkpoint.resume auto"
+        return f"stopped by {stopped_by} after step {self._done:,} of {total:,}; to continue, {remedy}"
+
+
+def _count_parameters(model: torch.nn.Module, tensor_parallel: int) -> int:
+    """Parameters of the whole model: those that are split count for every rank."""
+
+    def copies(parameter: Any) -> int:
+        return tensor_parallel if getattr(parameter, "tensor_model_parallel", False) else 1
+
+    return sum(parameter.numel() * copies(parameter) for parameter in model.parameters())

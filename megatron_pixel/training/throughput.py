@@ -1,0 +1,61 @@
+"""How much work a step is, and how much of the device it uses."""
+
+import resource
+import sys
+
+import torch
+
+from megatron_pixel.config.schema import ModelConfig
+
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "A40": 150.0,
+    "L4": 121.0,
+    "A10": 125.0,
+}
+"""Dense bf16 peak in 10^12 operations a second, by a part of the device's name; vendors' data sheets. First match wins."""
+
+
+def flops_per_step(model: ModelConfig, positions: int, token_targets: int, patch_targets: int, patches: int) -> float:
+    """Floating-point operations of the forward and backward pass over one step's rows.
+
+    The model's own work, as in PaLM (appendix B): a multiply-add counts 2, the backward pass twice the forward, so a weight
+    costs 6 per position that uses it; padding, recomputation and the optimizer count nothing. With h = hidden, a = kv_heads /
+    heads, f = ffn, s = seq_length, L = layers, d = patch_size^2 * num_channels, V = vocab_size::
+
+        layers      6 * L * (2 h^2 + 2 a h^2 + 3 h f)     per position
+        attention   6 * L * h * s                         per position; causal, so half of 2 * s * h multiply-adds
+        embedder    6 * d * h                             per patch
+        heads       6 * V * h per token target, 6 * d * h per patch target
+
+    Args:
+        model: shape of the model.
+        positions: positions of the step that hold a token or a patch.
+        token_targets, patch_targets: positions whose prediction counts in the loss.
+        patches: positions that hold a patch.
+    """
+    h = model.hidden
+    pixels = model.patch_size**2 * model.num_channels
+    weights = h * (2 * h + 2 * h * model.kv_heads // model.heads + 3 * model.ffn)
+    layers = model.layers * (weights + h * model.seq_length) * positions
+    return 6.0 * (layers + pixels * h * (patches + patch_targets) + model.vocab_size * h * token_targets)
+
+
+def peak_tflops(device: torch.device, precision: str) -> float | None:
+    """Peak of a known device in bf16, else None: there is no utilization without it."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Largest memory so far in 10^9 bytes: allocated tensors on a GPU, the resident process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
