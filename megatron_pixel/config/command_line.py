@@ -65,7 +65,7 @@ def from_arguments(arguments: argparse.Namespace, schema: type[Config], prefix: 
     for key, value in vars(arguments).items():
         if key.startswith(f"{prefix}."):
             words += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
-    return apply_overrides(schema(), prefix, words)
+    return apply_overrides(schema, prefix, words)
 
 
 def format_settings(described: Iterable[Setting]) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 import yaml
 
@@ -32,12 +32,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def apply_overrides(config: Config | type[Config], prefix: str, overrides: Sequence[str]) -> Config:
+@overload
+def apply_overrides(config: type[Config], prefix: str, overrides: Sequence[str]) -> Config: ...
+@overload
+def apply_overrides(config: Config, prefix: str, overrides: Sequence[str]) -> Config: ...
+def apply_overrides(config: Any, prefix: str, overrides: Sequence[str]) -> Any:
     """A copy of a dataclass (or of its defaults) with ``--prefix.key value`` applied; types checked, nothing more.
 
     With the empty prefix keys stand as they are. Raises UserError as :func:`load_config` does.
     """
-    start = cast(Config, config() if isinstance(config, type) else config)
+    start = config() if isinstance(config, type) else config
     found = parse_overrides(overrides, type(start), prefix)
     changes = {key.removeprefix(f"{prefix}."): origin for key, origin in found.items()}
     return build(type(start), {key: Origin(value, "") for key, value in flatten(start).items()} | changes)
