@@ -1,4 +1,4 @@
-"""Megatron's indexed dataset (``MMIDIDX``, version 1): a ``.bin`` of sequences and an ``.idx`` that tells where they are.
+"""Megatron's indexed dataset (``MMIDIDX``, version 1): a ``.bin`` of sequences, an ``.idx`` that tells where they are.
 
 The bytes are those of ``megatron.core.datasets.indexed_dataset``. That builder keeps a Python list entry for every
 sequence and its reader needs torch; here both sides need numpy only, and writing takes the same memory at any length.
