@@ -1,0 +1,1 @@
+"""Text to pages: font chain, shaping, layout, drawing. Knows nothing of tensors."""

@@ -1,0 +1,122 @@
+"""The font chain: which font files the renderer draws with, in which order, and where they are found.
+
+Three sources are tried: the files that the user names; the pinned packages ``fontpkg-noto-sans`` and ``dynamic-font``
+(carriers of font files, never imported); the folders where Debian's Noto packages put theirs. A chain comes from one
+source as a whole, so that a half-installed one shows as an error and not as a different look.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from megatron_pixel.config.errors import UserError
+
+# Order of choice. It matters for characters that several fonts have: the first one with the character is taken. Names
+# are those of the files up to the first hyphen or bracket; fonts not listed follow in alphabetical order.
+_ORDER = (
+    *("NotoSans", "NotoNaskhArabic", "NotoSansArabic", "NotoSansHebrew", "NotoSansDevanagari", "NotoSansBengali"),
+    *("NotoSansGurmukhi", "NotoSansGujarati", "NotoSansOriya", "NotoSansTamil", "NotoSansTelugu", "NotoSansKannada"),
+    *("NotoSansMalayalam", "NotoSansSinhala", "NotoSansThai", "NotoSansLao", "NotoSansKhmer", "NotoSansMyanmar"),
+    *("NotoSansGeorgian", "NotoSansArmenian", "NotoSansEthiopic", "NotoSansCJK", "NotoSansCanadianAboriginal"),
+    *(
+        "NotoSansMath",
+        "NotoSansSymbols",
+        "NotoSansSymbols2",
+        "NotoSansTibetan",
+        "NotoSerifTibetan",
+        "NotoSansMongolian",
+    ),
+    *("NotoSansYi", "NotoSansCherokee"),
+)
+_FIRST = "NotoSans"
+_LARGEST_CHAIN = 250
+
+_PACKAGES = ("fontpkg-noto-sans", "dynamic-font")
+_SYSTEM_FOLDERS = ("/usr/share/fonts/truetype/noto", "/usr/share/fonts/opentype/noto")
+_HOW_TO_GET_FONTS = (
+    "install the packages (pip install fontpkg-noto-sans==2.15 dynamic-font==1.2.4), or on Debian and Ubuntu "
+    "apt-get install fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji, or name font files in rendering.fonts"
+)
+
+
+@dataclass(frozen=True)
+class FontFile:
+    """One face of a font file."""
+
+    path: Path
+    index: int = 0
+    """Number of the face in a collection (.ttc); 0 is the Japanese one in Noto Sans CJK."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the whole file, in hexadecimal digits."""
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_fonts(explicit: list[str], preset: str) -> list[FontFile]:
+    """The chain of a renderer, first choice first.
+
+    ``explicit`` names font files; empty, the chain is looked for. Raises :class:`UserError` where a named file is
+    missing, where no complete chain is installed, and for the preset ``released`` without a named font: its font,
+    GoNotoCurrent.ttf, is in no package.
+    """
+    if explicit:
+        return [_named_font(name) for name in explicit]
+    if preset == "released":
+        raise UserError(
+            "rendering.preset: released draws with GoNotoCurrent.ttf, which no package carries: download it from the "
+            "releases of the Go Noto Universal project and name it: rendering.fonts: [/path/to/GoNotoCurrent.ttf]"
+        )
+    chain = _from_packages() or _from_system()
+    if not chain:
+        raise UserError(f"no Noto fonts found: {_HOW_TO_GET_FONTS}")
+    return chain
+
+
+def _named_font(name: str) -> FontFile:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"rendering.fonts: {name} is not a file; {_HOW_TO_GET_FONTS}")
+    return FontFile(path)
+
+
+def _from_packages() -> list[FontFile]:
+    found: dict[str, Path] = {}
+    for package in _PACKAGES:
+        try:
+            listed = files(package) or []
+        except PackageNotFoundError:
+            return []
+        for entry in listed:
+            if entry.suffix in (".ttf", ".ttc") and "Italic" not in entry.name:
+                found[entry.name] = Path(str(entry.locate()))
+    return _sort([path for path in found.values() if path.is_file()])
+
+
+def _from_system() -> list[FontFile]:
+    found = [path for folder in _SYSTEM_FOLDERS for path in Path(folder).glob("Noto*")]
+    wanted = [
+        path
+        for path in found
+        if path.suffix in (".ttf", ".ttc")
+        and path.stem.endswith(("-Regular", "ColorEmoji"))
+        and path.name.startswith(("NotoSans", "NotoNaskhArabic", "NotoSerifTibetan", "NotoColorEmoji"))
+        and not _family(path).endswith(("UI", "Display", "Mono", "Supplement"))
+    ]
+    return _sort(wanted)
+
+
+def _sort(paths: list[Path]) -> list[FontFile]:
+    """The chain in its order, or nothing where its first font is missing."""
+    rank = {name: i for i, name in enumerate(_ORDER)}
+    ordered = sorted(paths, key=lambda path: (rank.get(_family(path), len(rank)), path.name))
+    if not ordered or _family(ordered[0]) != _FIRST:
+        return []
+    return [FontFile(path) for path in ordered[:_LARGEST_CHAIN]]
+
+
+def _family(path: Path) -> str:
+    return path.stem.split("-")[0].split("[")[0]

@@ -1,0 +1,121 @@
+"""HarfBuzz of the ``uharfbuzz`` wheel, called by address from compiled code.
+
+One Python call per run of text costs more than shaping it, so the loop over runs is compiled and calls HarfBuzz's C
+functions itself. Their addresses are run-time arguments (an int64 array), not constants: numba can then cache the
+compiled loop on disk, and nothing compiles at start-up after the first time on a machine.
+"""
+
+import ctypes
+import os
+import weakref
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+# Order of the addresses in `function_addresses`.
+CLEAR, ADD_UTF32, SET_DIRECTION, SET_SCRIPT, SHAPE, GLYPH_INFOS, GLYPH_POSITIONS = range(7)
+_ADDRESSED = (
+    "hb_buffer_clear_contents",
+    "hb_buffer_add_utf32",
+    "hb_buffer_set_direction",
+    "hb_buffer_set_script",
+    "hb_shape",
+    "hb_buffer_get_glyph_infos",
+    "hb_buffer_get_glyph_positions",
+)
+LEFT_TO_RIGHT, RIGHT_TO_LEFT = 4, 5  # hb_direction_t
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """The HarfBuzz library inside the wheel, with the signatures of what Python calls."""
+    import uharfbuzz._harfbuzz
+
+    loaded = ctypes.CDLL(uharfbuzz._harfbuzz.__file__)
+    pointer, integer, unsigned = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint
+    for name, result, arguments in (
+        ("hb_blob_create_from_file_or_fail", pointer, [ctypes.c_char_p]),
+        ("hb_blob_destroy", None, [pointer]),
+        ("hb_face_create", pointer, [pointer, unsigned]),
+        ("hb_face_get_glyph_count", unsigned, [pointer]),
+        ("hb_face_reference_table", pointer, [pointer, ctypes.c_uint32]),
+        ("hb_blob_get_length", unsigned, [pointer]),
+        ("hb_face_collect_unicodes", None, [pointer, pointer]),
+        ("hb_set_create", pointer, []),
+        ("hb_set_get_population", unsigned, [pointer]),
+        ("hb_set_next_many", unsigned, [pointer, ctypes.c_uint32, pointer, unsigned]),
+        ("hb_set_destroy", None, [pointer]),
+        ("hb_face_destroy", None, [pointer]),
+        ("hb_font_create", pointer, [pointer]),
+        ("hb_font_set_scale", None, [pointer, integer, integer]),
+        ("hb_font_destroy", None, [pointer]),
+        ("hb_buffer_create", pointer, []),
+        ("hb_buffer_destroy", None, [pointer]),
+        ("hb_version_string", ctypes.c_char_p, []),
+    ):
+        function = getattr(loaded, name)
+        function.restype = result
+        function.argtypes = arguments
+    return loaded
+
+
+@lru_cache(maxsize=1)
+def function_addresses() -> np.ndarray:
+    """int64 [7]: addresses of the functions that compiled code calls, in the order of this module's constants."""
+    values = [ctypes.cast(getattr(library(), name), ctypes.c_void_p).value for name in _ADDRESSED]
+    return np.array(values, dtype=np.int64)
+
+
+def version() -> str:
+    """Version of HarfBuzz itself."""
+    return library().hb_version_string().decode()
+
+
+def script_tag(name: str) -> int:
+    """``hb_script_t`` of an ISO 15924 tag such as ``Latn``."""
+    return int.from_bytes(name.encode("ascii"), "big")
+
+
+class ShapingFont:
+    """An ``hb_font_t`` scaled so that positions are in 1/64 pixel; variable fonts stay at their default instance."""
+
+    def __init__(self, path: Path, index: int, scale: int) -> None:
+        hb = library()
+        blob = hb.hb_blob_create_from_file_or_fail(os.fsencode(path))
+        if not blob:
+            raise OSError(f"{path}: cannot be read")
+        self._face = hb.hb_face_create(blob, index)
+        hb.hb_blob_destroy(blob)
+        self.num_glyphs: int = hb.hb_face_get_glyph_count(self._face)
+        self.address: int = hb.hb_font_create(self._face)
+        hb.hb_font_set_scale(self.address, scale, scale)
+        weakref.finalize(self, hb.hb_font_destroy, self.address)
+        weakref.finalize(self, hb.hb_face_destroy, self._face)
+
+    def has_table(self, tag: str) -> bool:
+        """Whether the font file has the table ``tag``, such as ``COLR``."""
+        hb = library()
+        table = hb.hb_face_reference_table(self._face, script_tag(tag))
+        length = hb.hb_blob_get_length(table)
+        hb.hb_blob_destroy(table)
+        return length > 0
+
+    def codepoints(self) -> np.ndarray:
+        """uint32: the characters that the font has glyphs for, sorted."""
+        hb = library()
+        members = hb.hb_set_create()
+        hb.hb_face_collect_unicodes(self._face, members)
+        found = np.empty(hb.hb_set_get_population(members), dtype=np.uint32)
+        hb.hb_set_next_many(members, 0xFFFFFFFF, found.ctypes.data, len(found))
+        hb.hb_set_destroy(members)
+        return found
+
+
+class ShapingBuffer:
+    """An ``hb_buffer_t``."""
+
+    def __init__(self) -> None:
+        hb = library()
+        self.address: int = hb.hb_buffer_create()
+        weakref.finalize(self, hb.hb_buffer_destroy, self.address)

@@ -1,0 +1,255 @@
+"""The renderer: text to pages."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.schema import RenderingConfig
+from megatron_pixel.rendering import blit, harfbuzz
+from megatron_pixel.rendering.atlas import Atlas
+from megatron_pixel.rendering.fonts import find_fonts
+from megatron_pixel.rendering.layout import Layout, Line
+from megatron_pixel.rendering.page import Page
+from megatron_pixel.rendering.released import is_rtl
+from megatron_pixel.rendering.unicode_tables import unicode_versions
+
+RENDERER_VERSION = 1
+"""To be raised with every change that alters a pixel of any page; stands in the manifest of every dataset."""
+
+_START = 2  # first pixel column of text
+_PADDING = 4  # pixels that a text takes besides its width: two before it, two after
+
+
+class Renderer:
+    """Renders text to pages by one :class:`RenderingConfig`. Build one per process; it is not thread-safe.
+
+    Preset ``default``: documents are cut between words into as many pages as they need; a paragraph separator ends a
+    bidi paragraph, and paragraphs follow each other from left to right. Preset ``released``: what the renderer of the
+    released checkpoints does (see :meth:`render` and :meth:`render_pair`).
+
+    Raises :class:`UserError` for settings that cannot be, and for missing fonts.
+    """
+
+    def __init__(self, config: RenderingConfig) -> None:
+        _check(config)
+        self.config = config
+        self.patch_size = config.patch_size
+        self._released = config.preset == "released"
+        self._points = config.font_size if config.font_size is not None else config.patch_size / 2
+        self.baseline = round(config.patch_size * 12 / 16)
+        """Pixel rows above the baseline, the same for every font."""
+        self._fonts = find_fonts(config.fonts, config.preset)
+        self._layout = Layout(self._fonts, self._points * config.dpi / 72, one_paragraph=self._released)
+        self._atlas = Atlas(
+            self._fonts,
+            self._layout.first_glyph,
+            self._layout.color_font,
+            self._points,
+            config.dpi,
+            config.patch_size,
+            self.baseline,
+        )
+        self._missing = np.empty((256, 2), dtype=np.int64)
+
+    def render(self, text: str, max_patches: int | None = None) -> Page:
+        """Render the beginning of ``text`` as one page of at most ``max_patches`` (end patch included).
+
+        A text that does not fit is cut between words: next to white space, between CJK characters, in a word longer
+        than a page between grapheme clusters; ``page.end`` says where. With preset ``released`` it is cut at the right
+        edge of the strip, as if by scissors, wherever a right-to-left text has its end; ``page.end`` is then the
+        character after the last one that begins before the edge. ``max_patches`` is at least 2.
+        """
+        patches = self._max_patches(max_patches)
+        limit = self._limit(patches)
+        if not self._released:
+            most = self._layout.most_characters(limit)
+            return self._text_page(self._layout.fitting(_codepoints(text[: most + 1]), limit), 0)
+        line = self._layout.whole(_codepoints(text), limit)
+        return self._text_page(line, 0, patches)
+
+    def pages(self, text: str, max_patches: int | None = None) -> list[Page]:
+        """Render all of ``text`` on as many pages as it needs; they tile it, and each is what :meth:`render` makes of
+        its part alone. Empty text gives one page."""
+        limit = self._limit(self._max_patches(max_patches))
+        codepoints = _codepoints(text)
+        pages: list[Page] = []
+        start = 0
+        while start < len(codepoints) or not pages:
+            line = self._layout.fitting(codepoints[start:], limit)
+            pages.append(self._text_page(line, start))
+            start += line.end
+        return pages
+
+    def render_pair(self, first: str, second: str) -> Page:
+        """Render ``first``, a black patch, ``second`` and the black end patch, at most ``config.seq_length`` patches.
+
+        Where both do not fit, the longer one is cut between words, both if each takes more than half. ``page.end``
+        counts the characters shown of ``first``, then of ``second``. Preset ``released``: as the released renderer,
+        nothing is cut but at the right edge, so that a long ``first`` leaves nothing of ``second``.
+        """
+        patches = self.config.seq_length
+        if patches < 4:
+            raise ValueError(f"a pair needs at least 4 patches, not {patches}")
+        if self._released:
+            return self._released_pair(first, second, patches)
+        free = patches - 2
+        line = self._fitting(first, free)
+        other = self._fitting(second, free)
+        needs = self._text_patches(line.width), self._text_patches(other.width)
+        cut_first, cut_second = line.end < len(first), other.end < len(second)
+        if sum(needs) > free or cut_first or cut_second:
+            half = free // 2
+            if needs[0] <= half and not cut_first:
+                rooms = needs[0], free - needs[0]
+            elif needs[1] <= free - half and not cut_second:
+                rooms = free - needs[1], needs[1]
+            else:
+                rooms = half, free - half
+            line = self._fitting(first, rooms[0])
+            other = self._fitting(second, rooms[1])
+        black = self._text_patches(line.width)
+        last = black + 1 + self._text_patches(other.width)
+        return self._compose([(line, 0), (other, black + 1)], [black, last], 0, line.end + other.end)
+
+    def fingerprint(self) -> dict:
+        """What decides the pixels: settings, fonts by hash, versions. JSON-able; goes into every manifest."""
+        import freetype
+
+        config = self.config
+        return {
+            "renderer_version": RENDERER_VERSION,
+            "preset": config.preset,
+            "mode": config.mode,
+            "binary_threshold": config.binary_threshold,
+            "patch_size": config.patch_size,
+            "font_size": self._points,
+            "dpi": config.dpi,
+            "seq_length": config.seq_length,
+            "fonts": [{"name": font.path.name, "index": font.index, "sha256": font.sha256} for font in self._fonts],
+            "harfbuzz": harfbuzz.version(),
+            "freetype": ".".join(map(str, freetype.version())),
+            "unicode": unicode_versions(),
+        }
+
+    def _fitting(self, text: str, patches: int) -> Line:
+        limit = patches * self.patch_size - _PADDING
+        most = self._layout.most_characters(limit)
+        return self._layout.fitting(_codepoints(text[: most + 1]), limit).kept()
+
+    def _released_pair(self, first: str, second: str, patches: int) -> Page:
+        # The paragraph direction is forced where both texts read from right to left, otherwise each has its own.
+        base = 1 if is_rtl(first) and is_rtl(second) else -1
+        limit = self._limit(patches)
+        line = self._layout.whole(_codepoints(first), limit, base).kept()
+        black = min(self._text_patches(line.width), patches - 1)
+        room = (patches - 2 - black) * self.patch_size
+        other = self._layout.whole(_codepoints(second), max(room, 0), base).kept()
+        last = min(black + 1 + self._text_patches(other.width), patches - 1)
+        if black == patches - 1:
+            other = replace(other, end=0)
+        return self._compose([(line, 0), (other, black + 1)], [black, last], 0, line.end + other.end)
+
+    def _max_patches(self, max_patches: int | None) -> int:
+        if max_patches is None:
+            return self.config.seq_length
+        if max_patches < 2:
+            raise ValueError(f"a page needs at least 2 patches, text and end, not {max_patches}")
+        return max_patches
+
+    def _limit(self, max_patches: int) -> int:
+        """Pixels of text that fit on a page."""
+        return (max_patches - 1) * self.patch_size - _PADDING
+
+    def _text_patches(self, width: int) -> int:
+        """Patches that a text of ``width`` pixels takes; the released renderer draws a blank one for empty text."""
+        if width == 0 and not self._released:
+            return 0
+        return -(-(width + _PADDING) // self.patch_size)
+
+    def _text_page(self, line: Line, start: int, max_patches: int | None = None) -> Page:
+        patches = self._text_patches(line.width)
+        if max_patches is not None:
+            patches = min(patches, max_patches - 1)
+        return self._compose([(line, 0)], [patches], start, start + line.end)
+
+    def _compose(self, lines: list[tuple[Line, int]], black: list[int], start: int, end: int) -> Page:
+        """Draw lines, each from a patch on up to its black one; the last black patch ends the page."""
+        size = self.patch_size
+        count = black[-1] + 1
+        columns: np.ndarray
+        gray = np.full(count * size * size, 255, dtype=np.uint8)
+        atlas = self._atlas
+        spans = [(first * size, stop * size) for (_, first), stop in zip(lines, black, strict=True)]
+        has_color = False
+        for (line, _), (left, right) in zip(lines, spans, strict=True):
+            self._load_glyphs(line)
+            has_color |= blit.draw(
+                gray,
+                size,
+                left,
+                right,
+                left + _START,
+                line.glyphs,
+                line.run_glyphs,
+                line.run_x,
+                atlas.table,
+                atlas.cells,
+                atlas.tall_cells,
+                self.config.mode == "rgb",
+            )
+        if self.config.mode == "rgb" and has_color:
+            color = np.repeat(gray, 3)
+            for (line, _), (left, right) in zip(lines, spans, strict=True):
+                blit.draw_color(
+                    color,
+                    size,
+                    left,
+                    right,
+                    left + _START,
+                    line.glyphs,
+                    line.run_glyphs,
+                    line.run_x,
+                    atlas.table,
+                    atlas.color_cells,
+                )
+            columns = color.reshape(count * size, size, 3)
+        else:
+            columns = gray.reshape(count * size, size)
+        if self.config.mode == "binary":
+            columns = np.where(columns < self.config.binary_threshold, np.uint8(0), np.uint8(255))
+        for patch in black:
+            columns[patch * size : (patch + 1) * size] = 0
+        columns.setflags(write=False)
+        return Page(columns, count, start, end, size)
+
+    def _load_glyphs(self, line: Line) -> None:
+        used = int(line.run_glyphs[-1])
+        while count := blit.find_missing(line.glyphs, 0, used, self._atlas.table, self._missing):
+            for glyph, kind in self._missing[:count].tolist():
+                self._atlas.load(glyph, kind)
+
+
+def _codepoints(text: str) -> np.ndarray:
+    """uint32 [n]; lone surrogates are kept here and drawn as U+FFFD."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def _check(config: RenderingConfig) -> None:
+    for name, value, least in (
+        ("patch_size", config.patch_size, 8),
+        ("seq_length", config.seq_length, 2),
+        ("dpi", config.dpi, 1),
+    ):
+        if value < least:
+            raise UserError(f"rendering.{name}: {value} is less than {least}")
+    if config.font_size is not None and not 0 < config.font_size <= 1000:
+        raise UserError(f"rendering.font_size: {config.font_size} points is no size for text")
+    if not 0 <= config.binary_threshold <= 256:
+        raise UserError(f"rendering.binary_threshold: {config.binary_threshold} is outside 0 to 256")
+    for name, choice, known in (
+        ("mode", config.mode, ("rgb", "gray", "binary")),
+        ("preset", config.preset, ("default", "released")),
+    ):
+        if choice not in known:
+            raise UserError(f"rendering.{name}: {choice!r} is none of {', '.join(known)}")
