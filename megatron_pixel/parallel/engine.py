@@ -1,7 +1,8 @@
 """DeepSpeed's own settings joined with ours, and the engine made of both.
 
-A file of ``ds_configs/`` holds what is DeepSpeed's alone: ZeRO stage, offload, buckets. Batch sizes, precision, optimizer and
-schedule stand in the config tree only; a file that says something else about them is refused with both places named.
+A file of ``ds_configs/`` holds what is DeepSpeed's alone: ZeRO stage, offload, buckets. Batch sizes, precision,
+optimizer and schedule stand in the config tree only; a file that says something else about them is refused with both
+places named.
 """
 
 import json
@@ -177,11 +178,13 @@ def build_engine(model: torch.nn.Module, config: Mapping[str, Any], weight_decay
         The DeepSpeedEngine.
 
     Raises:
-        UserError: DeepSpeed refuses a key of the file, or the file asks for asynchronous checkpoints, whose files would be
-            hashed before they are written.
+        UserError: DeepSpeed refuses a key of the file, or the file asks for asynchronous checkpoints, whose files would
+            be hashed before they are written.
     """
     import deepspeed
 
+    # An all-reduce for CPU ranks that DeepSpeed would compile first, where it finds a compiler: gloo has one already.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     try:
         engine, *_ = deepspeed.initialize(
             model=model,

@@ -53,8 +53,8 @@ def find(root: Path, config: CheckpointConfig) -> Found | None:
         None where the run starts afresh: ``none``, or ``auto`` without any checkpoint.
 
     Raises:
-        UserError: the named folder is no whole checkpoint, or ``auto`` finds checkpoints but none of them whole: beginning
-            again from step 1 is for the user to decide.
+        UserError: the named folder is no whole checkpoint, or ``auto`` finds checkpoints but none of them whole:
+            beginning again from step 1 is for the user to decide.
     """
     if config.resume == "none":
         return None
@@ -140,7 +140,7 @@ def restore(engine: Any, found: Found, config: RunConfig, layout: Layout, consum
     refuse_other_layout(state["layout"], layout, found.folder)
     if not changed and state["consumed"] != dict(consumed):
         raise UserError(
-            f"{found.folder} has consumed {state['consumed']} rows by step {found.step}; this run's data would have given "
+            f"{found.folder} had taken {state['consumed']} rows by step {found.step}; this run's data would have given "
             f"{dict(consumed)}: the datasets are not those that the checkpoint was trained on"
         )
     path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
@@ -201,7 +201,7 @@ def _merged(table: files.FileTable) -> files.FileTable:
 
 @contextlib.contextmanager
 def _recorded(checkpoint_engine: Any) -> Iterator[list[Path]]:
-    """The files that DeepSpeed writes on this rank, so that each rank hashes its own while they are still in its cache."""
+    """The files that DeepSpeed writes on this rank: each rank hashes its own while they are in its cache."""
     written: list[Path] = []
     original = checkpoint_engine.save
 

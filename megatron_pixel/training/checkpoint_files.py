@@ -1,8 +1,8 @@
 """Checkpoints as folders: which count, whether one is whole, and which may go. No tensors here.
 
 ``<run>/checkpoints/`` holds finished folders ``step-00000120`` and nothing else. A checkpoint is written in
-``<run>/checkpoints.writing/`` and renamed once all of its files are on disk, so a run that dies while it saves leaves the
-last finished one as the newest. ``manifest.json`` in each folder lists its files with their sizes and sha256.
+``<run>/checkpoints.writing/`` and renamed once all of its files are on disk, so a run that dies while it saves leaves
+the last finished one as the newest. ``manifest.json`` in each folder lists its files with their sizes and sha256.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
 
 
 def writing_area(root: Path) -> Path:
-    """Where checkpoints are written and deleted: beside ``root``, so on the same file system even where it is a link."""
+    """Where checkpoints are written and deleted: beside ``root``, on the same file system even where that is a link."""
     real = root.resolve()
     return real.with_name(real.name + ".writing")
 
@@ -93,7 +93,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def manifest_problem(folder: Path) -> tuple[FileTable, str | None]:
-    """The file table of a checkpoint, and what is wrong with its manifest or its files' presence and sizes (None: nothing)."""
+    """The file table of a checkpoint, and what is wrong with its manifest or the presence and sizes of its files."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version, files = content["format_version"], content["files"]
@@ -131,14 +131,17 @@ def clear(folder: Path) -> None:
 
 
 def publish(folder: Path, root: Path) -> Path:
-    """Rename a finished checkpoint from the writing area to its counted name; one of the same step is replaced."""
+    """Rename a finished checkpoint from the writing area to its counted name; one of the same step is replaced.
+
+    Whatever else stands in the writing area, of DeepSpeed's or of a save that was cut short, goes.
+    """
     root.mkdir(parents=True, exist_ok=True)
     final = root / folder.name
     if final.exists():
-        _delete(final, root)
+        _move_out(final, root)
     folder.rename(final)
     sync_folder(root)
-    _tidy(root)
+    shutil.rmtree(writing_area(root), ignore_errors=True)
     return final
 
 
@@ -149,15 +152,15 @@ def prune(root: Path, keep: int, milestones: Iterable[int]) -> list[int]:
     spared = set(milestones)
     doomed = [(step, folder) for step, folder in list_checkpoints(root)[keep:] if step not in spared]
     for _, folder in doomed:
-        _delete(folder, root)
-    _tidy(root)
+        _move_out(folder, root)
+    shutil.rmtree(writing_area(root), ignore_errors=True)
     return [step for step, _ in doomed]
 
 
 def set_aside(root: Path, after: int) -> Path | None:
-    """Move checkpoints past step ``after`` to a folder beside ``root``, where no resume finds them; None if there are none.
+    """Move checkpoints past step ``after`` to a folder beside ``root``, which is returned; None if there are none.
 
-    They belong to a run that was cut back or begun anew: left in place, the next ``auto`` would take them for its own.
+    They are torn, or belong to a run that was cut back or begun anew: the next ``auto`` would take them for its own.
     """
     late = [folder for step, folder in list_checkpoints(root) if step > after]
     if not late:
@@ -173,17 +176,10 @@ def set_aside(root: Path, after: int) -> Path | None:
     return target
 
 
-def _delete(folder: Path, root: Path) -> None:
-    # Renamed first: a deletion that is cut short must not leave a torn folder under a counted name.
+def _move_out(folder: Path, root: Path) -> None:
+    # A deletion that is cut short must not leave a torn folder under a counted name: what is to go is renamed first.
     area = writing_area(root)
     area.mkdir(parents=True, exist_ok=True)
     doomed = area / f"deleting-{folder.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _tidy(root: Path) -> None:
-    area = writing_area(root)
-    if area.is_dir() and not any(area.iterdir()):
-        area.rmdir()

@@ -6,7 +6,7 @@ from types import FrameType
 from megatron_pixel.config.errors import UserError
 
 MAX_SKIPPED_IN_A_ROW = 10
-"""Steps that DeepSpeed may skip one after another before the run stops: one bad batch passes, a broken model does not."""
+"""Steps that DeepSpeed may skip in a row before the run stops: one bad batch passes, a broken model does not."""
 
 
 class StopSignals:
@@ -15,8 +15,8 @@ class StopSignals:
     A second signal of the same kind gets the default treatment, so that a run that hangs can still be interrupted.
 
     Attributes:
-        received: name of the signal that came, else None. It holds for this process only; the loop agrees on it with the
-            other ranks before it acts.
+        received: name of the signal that came, else None. It holds for this process only; the loop agrees on it with
+            the other ranks before it acts.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class LossGuard:
             A line to show when the step was skipped, else None.
 
         Raises:
-            NonFiniteLossError: the loss is not finite and the step was applied, or too many steps in a row were skipped.
+            NonFiniteLossError: the loss is not finite and the step was applied, or too many in a row were skipped.
         """
         self._in_a_row = self._in_a_row + 1 if skipped else 0
         if not finite and not skipped:
@@ -66,8 +66,9 @@ class LossGuard:
             )
         if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise NonFiniteLossError(
-                f"step {step}: {self._in_a_row} steps in a row had to be skipped, their losses or gradients are not finite"
-                f"{'; rows of the last: ' + rows if rows else ''}. Resume from an earlier checkpoint with a lower optimizer.lr"
+                f"step {step}: {self._in_a_row} steps in a row had to be skipped, as losses or gradients are not finite"
+                f"{'; rows of the last: ' + rows if rows else ''}. "
+                "Resume from an earlier checkpoint with a lower optimizer.lr"
             )
         if skipped:
             cause = "gradients are not finite" if finite else f"the loss is not finite; rows: {rows}"

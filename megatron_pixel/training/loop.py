@@ -9,7 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_pixel.config.schema import CheckpointConfig, EvaluationConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from megatron_pixel.config.schema import (
+    CheckpointConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
 from megatron_pixel.data.rows import MicroBatch
 from megatron_pixel.model.batch import to_tensors
 from megatron_pixel.model.objectives import Objective, losses
@@ -175,7 +181,7 @@ def train(
         steps: numbers from 0 and micro-batches of the steps to take, in order.
 
     Returns:
-        Why the run ended before ``milestones.steps``: a signal's name or ``training.stop_after``; None where it is complete.
+        Why the run ended before ``milestones.steps``: a signal or ``training.stop_after``; None where it is complete.
     """
     for index, batches in steps:
         step = index + 1

@@ -1,4 +1,4 @@
-"""From sums over micro-batches to the losses of a step (decision: means over the global batch, not over micro-batches)."""
+"""From sums over micro-batches to the losses of a step: means over the global batch, whatever the micro-batches."""
 
 from collections.abc import Mapping, Sequence
 

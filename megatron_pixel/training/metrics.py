@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    pass
 
 LOSS_KEYS = ("loss", "loss_token_text", "loss_token_pair", "loss_patch_pixel", "loss_patch_pair")
 STEP_KEYS = (
@@ -27,7 +27,7 @@ STEP_KEYS = (
     "memory_gb",
     "skipped_steps",
 )
-"""Keys of a step's line. ``tokens`` and ``patches`` count targets of the global batch; a loss without targets is null."""
+"""Keys of a step's line. ``tokens`` and ``patches`` count targets of the global batch; a loss without any is null."""
 EVALUATION_KEYS = ("step", *(f"eval_{key}" for key in LOSS_KEYS))
 """Keys of an evaluation's line."""
 
@@ -47,8 +47,8 @@ class MetricsLog:
 
     Args:
         folder: the run's folder.
-        restored_step: step that the run starts from, 0 for a fresh one. Lines past it, left by a run that was cut off after its
-            last checkpoint, are moved to ``metrics.superseded.jsonl`` and TensorBoard drops their points.
+        restored_step: step that the run starts from, 0 for a fresh one. Lines past it, left by a run that was cut off
+            after its last checkpoint, are moved to ``metrics.superseded.jsonl`` and TensorBoard drops their points.
         every: steps between lines.
     """
 
@@ -101,7 +101,8 @@ def drop_after(folder: Path, step: int) -> int:
     path = folder / METRICS_FILE
     if not path.exists():
         return 0
-    kept, dropped = [], []
+    kept: list[str] = []
+    dropped: list[str] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             late = json.loads(line)["step"] > step

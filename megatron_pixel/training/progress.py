@@ -24,8 +24,8 @@ def quantity(value: float) -> str:
 class Progress:
     """Progress of steps ``first`` to ``last`` with the time that is left.
 
-    The time of a step is averaged with a half-life of about 14 steps, so the estimate follows a changed pace but does not
-    jump with each step.
+    The time of a step is averaged with a half-life of about 14 steps, so the estimate follows a changed pace but does
+    not jump with each step.
     """
 
     SMOOTHING = 0.05

@@ -37,10 +37,10 @@ class Layout:
 
 
 def changes(saved: dict[str, Any], config: RunConfig) -> list[tuple[str, Any, Any]]:
-    """The (name, saved value, new value) of settings that differ and are not free to change, in the order of the schema.
+    """The (name, saved value, new value) of settings that differ and are not free to change, in the schema's order.
 
-    A setting that one side does not know counts as unchanged when the other side holds its default: a checkpoint outlives
-    the program version that wrote it.
+    A setting that one side does not know counts as unchanged when the other side holds its default: a checkpoint
+    outlives the program version that wrote it.
     """
     before, now, defaults = _flat(saved), flatten(config), flatten(RunConfig())
     names = list(now) + [name for name in before if name not in now]
@@ -73,7 +73,7 @@ def refuse_other_layout(saved: dict[str, int], layout: Layout, checkpoint: Path)
     if written != layout:
         raise UserError(
             f"{checkpoint} was written by another layout ({written}; this run: {layout}), "
-            "and changing the layout is not supported yet: start as many processes, with the same parallel.* and ZeRO stage"
+            "and changing it is not supported yet: start as many processes, with the same parallel.* and ZeRO stage"
         )
 
 

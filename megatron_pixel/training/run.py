@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -14,12 +15,13 @@ from megatron_pixel.data.loader import PrefetchLoader
 from megatron_pixel.data.mixture import Mixture, MixtureReader, open_heldout
 from megatron_pixel.data.rows import Kind
 from megatron_pixel.data.sources import open_sources
+from megatron_pixel.drawing import prediction_sheet
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import build_stages
 from megatron_pixel.parallel.engine import DeepSpeedFile, build_engine, merged_config
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training import checkpoint, checkpoint_files
-from megatron_pixel.training.evaluation import Evaluator
+from megatron_pixel.training.evaluation import Evaluator, PredictedPage
 from megatron_pixel.training.guards import StopSignals
 from megatron_pixel.training.loop import Hooks, Milestones, Trainer, train
 from megatron_pixel.training.metrics import MetricsLog, Record
@@ -118,7 +120,7 @@ class Run:
             config.loss.end_patch,
             mesh,
         )
-        self._evaluator = Evaluator(self._engine.module, self._heldout, self._objectives, mesh)
+        self._evaluator = Evaluator(self._engine.module, self._heldout, self._objectives, config.model, mesh)
         steps = range(self._done, self._last)
         signals = StopSignals()
         try:
@@ -157,11 +159,23 @@ class Run:
             self._progress.step(record)
 
     def _evaluate(self, step: int) -> None:
-        means = self._evaluator.losses()
-        record: Record = {"step": step} | {f"eval_{key}": value for key, value in means.items()}
+        found = self._evaluator.run(self._config.logging.pages)
+        record: Record = {"step": step} | {f"eval_{key}": value for key, value in found.losses.items()}
         if self._metrics is not None:
             self._metrics.evaluation(record)
+            for number, page in enumerate(found.pages):
+                self._metrics.picture(f"heldout/page-{number}", self._sheet(page, step), step)
         self._show(f"step {step:,}: held-out {losses_line(record, 'eval_')}")
+
+    def _sheet(self, page: PredictedPage, step: int) -> np.ndarray:
+        sheet = prediction_sheet(
+            page.patches,
+            page.predictions,
+            page.errors,
+            title=f"step {step:,}: row {page.origin[1]:,} of {page.origin[0]}",
+            patch_target=self._config.model.patch_target,
+        )
+        return np.asarray(sheet)
 
     def _save(self, step: int) -> None:
         consumed = self._reader.consumed(step)

@@ -17,8 +17,7 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
         linear:  lr(t) = min_lr + (lr - min_lr) * (1 - p)
         cosine:  lr(t) = min_lr + (lr - min_lr) * (1 + cos(pi p)) / 2
 
-    The peak is reached at step ``W`` and ``min_lr`` at step ``steps``; the first step already learns. A run shorter than
-    its warm-up ends while it is still rising.
+    The peak is reached at step ``W`` and ``min_lr`` at step ``steps``; the first step already learns.
     """
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps

@@ -38,13 +38,13 @@ def start_block(
         f"{available:,} {kind.name.lower()} ({count * training.steps / available:.2g} epochs)"
         for kind, (count, available) in rows.items()
     )
-    processes = "1 process" if mesh.world_size == 1 else f"{mesh.world_size} processes ({mesh.launch.launcher})"
+    processes = "1 process" if mesh.world_size == 1 else f"{mesh.world_size} processes"
     lines = {
         "layout": f"{processes} on {mesh.device.type.upper()}: {layout}, {training.precision}",
         "model": f"{quantity(parameters)} parameters: {model.layers} layers, {model.hidden} wide, {model.heads} heads "
         f"({model.kv_heads} key-value), {model.seq_length:,} positions",
-        "batch": f"{training.global_batch_rows:,} rows a step ({shares}), micro-batches of {training.micro_batch_rows}, "
-        f"{accumulation} accumulated",
+        "batch": f"{training.global_batch_rows:,} rows a step ({shares}), micro-batches of "
+        f"{training.micro_batch_rows}, {accumulation} accumulated",
         "data": f"rows: {data}" + (" made up on the spot" if config.data.synthetic else ""),
     }
     system = SYSTEMS.get(frozenset(rows), "DualGPT")

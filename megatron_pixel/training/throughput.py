@@ -17,15 +17,15 @@ PEAK_TFLOPS = {
     "L4": 121.0,
     "A10": 125.0,
 }
-"""Dense bf16 peak in 10^12 operations a second, by a part of the device's name; vendors' data sheets. First match wins."""
+"""Dense bf16 peak in 10^12 operations a second by a part of the device's name (data sheets); the first match counts."""
 
 
 def flops_per_step(model: ModelConfig, positions: int, token_targets: int, patch_targets: int, patches: int) -> float:
     """Floating-point operations of the forward and backward pass over one step's rows.
 
-    The model's own work, as in PaLM (appendix B): a multiply-add counts 2, the backward pass twice the forward, so a weight
-    costs 6 per position that uses it; padding, recomputation and the optimizer count nothing. With h = hidden, a = kv_heads /
-    heads, f = ffn, s = seq_length, L = layers, d = patch_size^2 * num_channels, V = vocab_size::
+    The model's own work, as in PaLM (appendix B): a multiply-add counts 2, the backward pass twice the forward, so a
+    weight costs 6 per position that uses it; padding, recomputation and the optimizer count nothing. With h = hidden,
+    a = kv_heads / heads, f = ffn, s = seq_length, L = layers, d = patch_size^2 * num_channels, V = vocab_size::
 
         layers      6 * L * (2 h^2 + 2 a h^2 + 3 h f)     per position
         attention   6 * L * h * s                         per position; causal, so half of 2 * s * h multiply-adds
