@@ -4,6 +4,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,3 +218,22 @@ def test_choosing_a_codec() -> None:
 def test_a_page_of_another_patch_size(make_page: MakePage) -> None:
     with pytest.raises(ValueError, match="patch size 32 for a codec of 16"):
         train_codec([]).encode(make_page(1, patch_size=32))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("color", COLORS)
+def test_the_decoder_on_the_formats_page(make_page: MakePage, tmp_path: Path, color: str, trained: bool) -> None:
+    """docs/formats.md tells enough to read a page, in fifty lines of plain Python."""
+    page_text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    names: dict[str, Any] = {}
+    exec(page_text.split("```python\n")[1].split("```")[0], names)
+
+    pages = [make_page(20, seed) for seed in range(70)]
+    codec = train_codec(pages if trained else [])
+    (path,) = codec.save(str(tmp_path / "set"))
+    page = make_page(9, 500, color=color)
+    columns = names["columns_of"](Path(path).read_bytes(), codec.encode(page))
+    decoded = [np.frombuffer(column, np.uint8).reshape(16, -1) for column in columns]
+    if color:
+        decoded = [np.broadcast_to(column, (16, 3)) for column in decoded]
+    assert np.array_equal(np.array(decoded).reshape(page.columns.shape), page.columns)
