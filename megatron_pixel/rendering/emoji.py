@@ -13,7 +13,7 @@ _MARGIN = 1.0
 
 
 class ColorPainter:
-    """Paints glyphs of a color font at a size: with HarfBuzz's rasterizer (COLR) or from stored bitmaps (CBDT, sbix)."""
+    """Paints glyphs of a color font at a size: COLR with HarfBuzz's rasterizer, CBDT and sbix from stored bitmaps."""
 
     def __init__(self, font: FontFile, pixels: float) -> None:
         self._scale = round(pixels * 64)

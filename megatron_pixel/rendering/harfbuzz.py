@@ -25,6 +25,7 @@ _ADDRESSED = (
     "hb_buffer_get_glyph_positions",
 )
 LEFT_TO_RIGHT, RIGHT_TO_LEFT = 4, 5  # hb_direction_t
+_MONOTONE_CHARACTERS = 1  # hb_buffer_cluster_level_t
 
 
 @lru_cache(maxsize=1)
@@ -51,6 +52,7 @@ def library() -> ctypes.CDLL:
         ("hb_font_set_scale", None, [pointer, integer, integer]),
         ("hb_font_destroy", None, [pointer]),
         ("hb_buffer_create", pointer, []),
+        ("hb_buffer_set_cluster_level", None, [pointer, integer]),
         ("hb_buffer_destroy", None, [pointer]),
         ("hb_version_string", ctypes.c_char_p, []),
     ):
@@ -113,9 +115,10 @@ class ShapingFont:
 
 
 class ShapingBuffer:
-    """An ``hb_buffer_t``."""
+    """An ``hb_buffer_t`` whose glyphs name the first character that they stand for, marks among them their own."""
 
     def __init__(self) -> None:
         hb = library()
         self.address: int = hb.hb_buffer_create()
+        hb.hb_buffer_set_cluster_level(self.address, _MONOTONE_CHARACTERS)
         weakref.finalize(self, hb.hb_buffer_destroy, self.address)

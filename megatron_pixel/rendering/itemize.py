@@ -20,6 +20,7 @@ NO_FONT = 255
 # A run is shaped in pieces of whole words, so that a long document is not shaped far beyond the end of its page; a
 # word as long as this is cut anyway, so that no text takes more than linear time.
 _PIECE, _LONGEST_RUN = 384, 2048
+_LONGEST_CLUSTER = 64
 
 _SPACE = 0x20
 _NOTHING = 0x2060  # WORD JOINER: never drawn, joins nothing, in no bidi run of its own
@@ -222,13 +223,18 @@ def mark_boundaries(
     """Where a page may end: fills ``boundaries`` (uint8 [n]), bit CLUSTER_BOUNDARY or both, before each character.
 
     A word ends next to white space and between characters of scripts that are written without it, except before
-    closing and after opening punctuation. ``word_class``: uint8 [0x110000], constants of this module.
+    closing and after opening punctuation. ``word_class``: uint8 [0x110000], constants of this module. A cluster is cut
+    after every 64 characters, or an endless one would fill a page beyond its edge.
     """
     boundaries[0] = 0
+    cluster = 0
     for i in range(1, len(codepoints)):
         boundaries[i] = 0
         if not starts[i]:
+            if (i - cluster) % _LONGEST_CLUSTER == 0:
+                boundaries[i] = CLUSTER_BOUNDARY
             continue
+        cluster = i
         boundaries[i] = CLUSTER_BOUNDARY
         before, after = codepoints[i - 1], codepoints[i]
         beside_space = (flags[before] | flags[after]) & WHITE_SPACE

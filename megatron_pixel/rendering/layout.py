@@ -134,17 +134,20 @@ class Layout:
 
         boundaries = np.empty(size, dtype=np.uint8)
         mark_boundaries(window, starts, self._tables.flags, self._word_class, boundaries)
-        end = size + 1 if size < total else size
-        while True:
-            end = find_cut(runs, shaped, self._glyphs, self._run_glyphs, boundaries, limit, end)
+        end = size
+        while cut := find_cut(runs, shaped, self._glyphs, self._run_glyphs, boundaries, limit, end):
+            end = cut
             previous = runs[:shaped]
             runs, drawn, _ = self._itemize(codepoints[:end])
             same = _common_runs(previous, runs, end - _CONTEXT)
             shaped, width = self._shape(drawn, runs, same, limit)
             # Alone, the text may be a little wider than as the beginning of a longer one: letters at its end may
             # take another form.
-            if width <= limit or not (boundaries[1:end] & 1).any():
-                return self._place(runs, end)
+            if width <= limit:
+                break
+        else:
+            shaped, width = self._shape(drawn, runs, shaped, _WIDEST)  # one letter, wider than a page
+        return self._place(runs, end)
 
     def _itemize(self, codepoints: np.ndarray, base: int = -1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Runs (int32 [k, 6]), what is drawn for each character (uint32 [n]), and first characters of clusters."""

@@ -64,20 +64,20 @@ class Renderer:
         limit = self._limit(patches)
         if not self._released:
             most = self._layout.most_characters(limit)
-            return self._text_page(self._layout.fitting(_codepoints(text[: most + 1]), limit), 0)
-        line = self._layout.whole(_codepoints(text), limit)
-        return self._text_page(line, 0, patches)
+            return self._text_page(self._layout.fitting(_codepoints(text[: most + 1]), limit), 0, patches)
+        return self._text_page(self._layout.whole(_codepoints(text), limit), 0, patches)
 
     def pages(self, text: str, max_patches: int | None = None) -> list[Page]:
         """Render all of ``text`` on as many pages as it needs; they tile it, and each is what :meth:`render` makes of
         its part alone. Empty text gives one page."""
-        limit = self._limit(self._max_patches(max_patches))
+        patches = self._max_patches(max_patches)
+        limit = self._limit(patches)
         codepoints = _codepoints(text)
         pages: list[Page] = []
         start = 0
         while start < len(codepoints) or not pages:
             line = self._layout.fitting(codepoints[start:], limit)
-            pages.append(self._text_page(line, start))
+            pages.append(self._text_page(line, start, patches))
             start += line.end
         return pages
 
@@ -98,6 +98,7 @@ class Renderer:
         other = self._fitting(second, free)
         needs = self._text_patches(line.width), self._text_patches(other.width)
         cut_first, cut_second = line.end < len(first), other.end < len(second)
+        rooms = needs
         if sum(needs) > free or cut_first or cut_second:
             half = free // 2
             if needs[0] <= half and not cut_first:
@@ -108,8 +109,8 @@ class Renderer:
                 rooms = half, free - half
             line = self._fitting(first, rooms[0])
             other = self._fitting(second, rooms[1])
-        black = self._text_patches(line.width)
-        last = black + 1 + self._text_patches(other.width)
+        black = min(self._text_patches(line.width), rooms[0])
+        last = black + 1 + min(self._text_patches(other.width), rooms[1])
         return self._compose([(line, 0), (other, black + 1)], [black, last], 0, line.end + other.end)
 
     def fingerprint(self) -> dict:
@@ -167,10 +168,9 @@ class Renderer:
             return 0
         return -(-(width + _PADDING) // self.patch_size)
 
-    def _text_page(self, line: Line, start: int, max_patches: int | None = None) -> Page:
-        patches = self._text_patches(line.width)
-        if max_patches is not None:
-            patches = min(patches, max_patches - 1)
+    def _text_page(self, line: Line, start: int, max_patches: int) -> Page:
+        # Too wide is a single letter that is wider than a page, and any text with preset `released`.
+        patches = min(self._text_patches(line.width), max_patches - 1)
         return self._compose([(line, 0)], [patches], start, start + line.end)
 
     def _compose(self, lines: list[tuple[Line, int]], black: list[int], start: int, end: int) -> Page:

@@ -138,8 +138,8 @@ def find_cut(
 ) -> int:
     """The last word boundary before ``before`` up to which the shaped text is at most ``limit`` pixels wide.
 
-    Without one, the last cluster boundary; without that, the first one (so that every page shows something); without
-    that, ``before - 1``. ``boundaries`` is uint8 [n] over the characters, flags of this module.
+    Without one, the last cluster boundary; without that, the first one, so that every page shows something; without
+    any, 0. ``boundaries`` is uint8 [n] over the characters, flags of this module.
     """
     end = min(runs[shaped - 1, END], before)
     advance = np.zeros(end, dtype=np.int64)
@@ -156,11 +156,7 @@ def find_cut(
             cluster = i
         if boundaries[i] & WORD_BOUNDARY and width <= limit:
             word = i
-    if word > 0:
-        return word
-    if cluster > 0:
-        return cluster
-    return max(before - 1, 1)
+    return word if word > 0 else cluster
 
 
 @njit(cache=True)
