@@ -100,7 +100,7 @@ def text_row(tokens: np.ndarray, document_starts: np.ndarray, seq_length: int, o
     The segment id counts the documents of the row from 0, also where the first one began in an earlier row.
     """
     n = _length(tokens, seq_length, "tokens")
-    row = _blank(seq_length, 0, origin)
+    row = _blank(seq_length, None, origin)
     starts = np.zeros(n, np.int32)
     starts[document_starts] = 1
     starts[:1] = 0
@@ -118,8 +118,8 @@ def pixel_row(patches: np.ndarray, seq_length: int, origin: Origin) -> Row:
         seq_length: positions of the row.
     """
     n = _length(patches, seq_length, "patches")
-    row = _blank(seq_length, patches[0].size, origin)
-    _put_patches(row, patches)
+    row = _blank(seq_length, _laid_out(patches, seq_length), origin)
+    row.modality[:n] = Modality.PATCH
     row.segment_ids[:n] = 0
     return row
 
@@ -145,9 +145,9 @@ def pair_row(
     n = _length(patches, patch_cap, "patches")
     first = n if layout == "compact" else patch_cap
     m = _length(tokens, seq_length - first, "tokens")
-    row = _blank(seq_length, patches[0].size, origin)
-    _put_patches(row, patches)
+    row = _blank(seq_length, _laid_out(patches, seq_length), origin)
     row.tokens[first : first + m] = tokens
+    row.modality[:n] = Modality.PATCH
     row.modality[first : first + m] = Modality.TOKEN
     row.segment_ids[:n] = 0
     row.segment_ids[first : first + m] = 1
@@ -156,7 +156,8 @@ def pair_row(
 
 def padding_row(seq_length: int, patch_values: int = 0) -> Row:
     """A row without content and without targets, to fill up a batch; ``patch_values`` is ``d``, 0 for text rows."""
-    return _blank(seq_length, patch_values, PADDING_ORIGIN)
+    patches = np.full((seq_length, patch_values), WHITE, np.uint8) if patch_values else None
+    return _blank(seq_length, patches, PADDING_ORIGIN)
 
 
 def stack_rows(kind: Kind, rows: Sequence[Row]) -> MicroBatch:
@@ -205,10 +206,11 @@ def count_targets(modality: np.ndarray, segment_ids: np.ndarray, end_patch: bool
     return TargetCounts(int(np.count_nonzero(token)), int(np.count_nonzero(patch)))
 
 
-def _blank(seq_length: int, patch_values: int, origin: Origin) -> Row:
+def _blank(seq_length: int, patches: np.ndarray | None, origin: Origin) -> Row:
+    """A row of padding, but for its patches."""
     return Row(
         tokens=np.zeros(seq_length, np.int64),
-        patches=np.full((seq_length, patch_values), WHITE, np.uint8) if patch_values else None,
+        patches=patches,
         modality=np.full(seq_length, Modality.PADDING, np.uint8),
         position_ids=np.arange(seq_length, dtype=np.int32),
         segment_ids=np.full(seq_length, -1, np.int32),
@@ -216,11 +218,16 @@ def _blank(seq_length: int, patch_values: int, origin: Origin) -> Row:
     )
 
 
-def _put_patches(row: Row, patches: np.ndarray) -> None:
+def _laid_out(patches: np.ndarray, seq_length: int) -> np.ndarray:
+    """Patches [n, P, P, C] as vectors at the beginning of a row, [s, d], and white after them."""
     n = len(patches)
-    assert row.patches is not None
-    row.patches[:n] = patches.reshape(n, -1)
-    row.modality[:n] = Modality.PATCH
+    vectors = patches.reshape(n, -1)
+    if n == seq_length:
+        return vectors
+    result = np.empty((seq_length, vectors.shape[1]), np.uint8)
+    result[:n] = vectors
+    result[n:] = WHITE
+    return result
 
 
 def _length(sequence: np.ndarray, room: int, what: str) -> int:
