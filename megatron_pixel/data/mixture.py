@@ -89,7 +89,7 @@ class MixtureReader:
         return stack_rows(kind, [read_row(*stream.locate(k)) for k in range(first, first + size)])
 
     def consumed(self, steps: int) -> dict[str, int]:
-        """Rows that the first ``steps`` steps take from each source, by name; the whole state of the data."""
+        """Rows that the first ``steps`` steps take from each source, by identity; the whole state of the data."""
         counts: dict[str, int] = {}
         for kind, stream in self._streams.items():
             counts |= stream.consumed(steps * self.mixture.rows_per_step[kind])
@@ -209,7 +209,7 @@ class _Stream:
         return self._sources[source], self._orders[source](draw)
 
     def consumed(self, rows: int) -> dict[str, int]:
-        return dict(zip((source.name for source in self._sources), self._blend.consumed(rows), strict=True))
+        return dict(zip((source.identity for source in self._sources), self._blend.consumed(rows), strict=True))
 
 
 def _quotas(weights: list[float], available: list[int], rows: int) -> list[int]:

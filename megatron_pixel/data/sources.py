@@ -23,7 +23,9 @@ class Source(Protocol):
     """Rows of one kind, addressed by index; a row is a pure function of its index."""
 
     name: str
-    """Names the source in batches, checkpoints and messages; keys its order."""
+    """Names the source in batches and messages; keys its order."""
+    identity: str
+    """Name and content: differs if the dataset was made again from other text or with other settings."""
     kind: Kind
     num_rows: int
     rows_per_block: int
@@ -48,8 +50,8 @@ class TextSource:
     kind = Kind.TEXT
 
     def __init__(self, prefix: str, split: str, model: ModelConfig, name: str) -> None:
-        self.name = name
         self._store = TokenStore(prefix, split)
+        self.name, self.identity = name, _identity(name, self._store)
         self.manifest = self._store.manifest
         _check_vocabulary(prefix, self.manifest, model)
         self._seq_length = model.seq_length
@@ -74,8 +76,8 @@ class PixelSource:
     kind = Kind.PIXEL
 
     def __init__(self, prefix: str, split: str, model: ModelConfig, name: str) -> None:
-        self.name = name
         self._store = PageStore(prefix, split)
+        self.name, self.identity = name, _identity(name, self._store)
         self.manifest = self._store.manifest
         _check_pages(prefix, self.manifest, model)
         length = rendering_setting(self.manifest, "seq_length")
@@ -100,8 +102,8 @@ class PairSource:
     kind = Kind.PAIR
 
     def __init__(self, prefix: str, split: str, model: ModelConfig, pair: PairConfig, name: str) -> None:
-        self.name = name
         self._store = PairStore(prefix, split)
+        self.name, self.identity = name, _identity(name, self._store)
         self.manifest = self._store.manifest
         _check_pages(prefix, self.manifest, model)
         _check_vocabulary(prefix, self.manifest, model)
@@ -174,6 +176,10 @@ def _names(kind: Kind, prefixes: list[str]) -> list[str]:
     short = [os.path.basename(prefix) for prefix in prefixes]
     unique = len(set(short)) == len(short)
     return [f"{kind.name.lower()}:{name}" for name in (short if unique else prefixes)]
+
+
+def _identity(name: str, store: TokenStore | PageStore | PairStore) -> str:
+    return f"{name}@{store.fingerprint[:12]}"
 
 
 def _rows_per_block(manifest: Manifest, split: str, num_rows: int) -> int:

@@ -77,7 +77,7 @@ class SyntheticSource:
 
     def __init__(self, kind: Kind, split: str, model: ModelConfig, pair: PairConfig) -> None:
         self.kind = kind
-        self.name = f"{kind.name.lower()}:synthetic"
+        self.name = self.identity = f"{kind.name.lower()}:synthetic"
         self.num_rows = NUM_ROWS[split]
         self._split = split
         self._seq_length = model.seq_length

@@ -24,7 +24,7 @@ def reader() -> MixtureReader:
 class FailingSource:
     """Every row can be read but one."""
 
-    name = "text:failing"
+    name = identity = "text:failing"
     kind = Kind.TEXT
     num_rows = 100
     rows_per_block = 4

@@ -21,6 +21,7 @@ class TinySource:
         self.kind = kind
         self.num_rows = num_rows
         self.name = name
+        self.identity = name + "@1"
         self.rows_per_block = 3
 
     def row(self, index: int) -> Row:
@@ -193,9 +194,9 @@ def test_every_row_once_per_epoch_and_weights_across_steps():
 def test_consumed_is_what_was_read():
     it = reader(micro=2)
     seen: Counter[str] = Counter()
-    assert it.consumed(0) == {"text:a": 0, "text:b": 0, "pixel:a": 0, "pair:a": 0}
+    assert it.consumed(0) == {"text:a@1": 0, "text:b@1": 0, "pixel:a@1": 0, "pair:a@1": 0}
     for step in range(7):
-        seen.update(name for name, _ in rows_of_step(it, step, 2))
+        seen.update(f"{name}@1" for name, _ in rows_of_step(it, step, 2))
         assert it.consumed(step + 1) == dict(seen)
 
 

@@ -226,7 +226,22 @@ def test_names_survive_a_move_and_stay_apart(corpus, tmp_path):
     assert names(first, second) == [(1.0, f"text:{first}"), (1.0, f"text:{second}")]
     data = DataConfig(text=[first, first], mixture="1:0:0")
     with pytest.raises(UserError, match="twice"):
-        open_training(data, MODEL, PAIR, TrainingConfig(), 1)
+        open_training(data, MODEL, PAIR, TrainingConfig(global_batch_rows=8, micro_batch_rows=2), 1)
+
+
+def test_a_dataset_made_again_from_other_text_is_noticed(corpus, tmp_path):
+    def consumed(prefix: str) -> dict[str, int]:
+        data = DataConfig(text=[prefix], mixture="1:0:0")
+        return open_training(data, MODEL, PAIR, TrainingConfig(global_batch_rows=8, micro_batch_rows=2), 1).consumed(2)
+
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(corpus.documents.read_text().splitlines(keepends=True)[:-10]))
+    again = str(tmp_path / "text")
+    preprocess(DocumentReader([str(fewer)]), corpus.recipes[Kind.TEXT], again)
+    (tmp_path / "moved").mkdir()
+    moved = corpus.copy(Kind.TEXT, tmp_path / "moved", "text")
+    assert consumed(moved) == consumed(corpus.prefix(Kind.TEXT)) != consumed(again)
+    assert list(consumed(again).values()) == [16]
 
 
 def refused(kinds: Iterable[Kind], data: DataConfig, model=MODEL, pair=PAIR) -> str:
