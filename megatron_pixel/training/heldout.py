@@ -6,9 +6,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_pixel.config.schema import ModelConfig, PairConfig
+import torch
+from PIL import Image
+
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.loader import load_config
+from megatron_pixel.config.schema import ModelConfig, PairConfig, ParallelConfig
+from megatron_pixel.data.mixture import HeldoutReader, open_heldout
 from megatron_pixel.data.rows import PADDING_ORIGIN, Kind, MicroBatch, Modality, Row, pair_row, stack_rows
+from megatron_pixel.drawing import prediction_sheet
+from megatron_pixel.model.objectives import pretraining_objectives
+from megatron_pixel.model.stages import build_stages
+from megatron_pixel.parallel.mesh import mesh
 from megatron_pixel.training.baselines import PatchBaselines, UnigramEntropy
+from megatron_pixel.training.evaluation import Evaluator
+from megatron_pixel.training.weights import load_weights, named_checkpoint, newest_whole
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,66 @@ class Report:
                 f"throughput      {self.patches_per_second:,.0f} patches/s (median over steps, target patches)"
             )
         return "\n".join(lines)
+
+
+class SwappedReader(HeldoutReader):
+    """The pair rows of a reader with swapped images, and nothing else."""
+
+    def __init__(self, reader: HeldoutReader, model: ModelConfig, pair: PairConfig) -> None:
+        self._swapped = list(swap_images(reader.batches(Kind.PAIR), model, pair))
+
+    def num_rows(self, kind: Kind) -> int:
+        """Rows of the kind."""
+        return sum(len(batch.rows) for batch in self._swapped) if kind == Kind.PAIR else 0
+
+    def batches(self, kind: Kind, dp_rank: int = 0, dp_size: int = 1) -> Iterator[MicroBatch]:
+        """The batches of the only rank."""
+        return iter(self._swapped if kind == Kind.PAIR else [])
+
+
+def evaluate_run(
+    run: Path, checkpoint: Path | None = None, rows: int | None = None
+) -> tuple[Report, Image.Image | None]:
+    """Evaluate a checkpoint of a run on its held-out rows, on this one process.
+
+    Args:
+        run: folder of the run.
+        checkpoint: folder of the checkpoint; by default the newest whole one of the run.
+        rows: held-out rows of each kind at the most; by default ``evaluation.rows``.
+
+    Returns:
+        The figures, and a held-out page with its predictions and errors (None where no rows hold patches).
+
+    Raises:
+        UserError: no run, no whole checkpoint, data that is not there.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run: it has no config.yaml")
+    config = load_config(run / "config.yaml", [])
+    if rows is not None:
+        config.evaluation.rows = rows
+    step, folder = newest_whole(run / "checkpoints") if checkpoint is None else named_checkpoint(checkpoint)
+    with mesh(ParallelConfig()) as here:
+        objectives = pretraining_objectives(config.model, config.loss)
+        module = torch.nn.Sequential(*build_stages(config.model, objectives, config.training.seed)).to(here.device)
+        load_weights(module, folder)
+        reader = open_heldout(config.data, config.model, config.pair, config.training, config.evaluation)
+        evaluation = Evaluator(module, reader, objectives, config.model, here).run(pages=1)
+        shuffled = None
+        if reader.num_rows(Kind.PAIR) > 1:
+            swapped = SwappedReader(reader, config.model, config.pair)
+            shuffled = Evaluator(module, swapped, objectives, config.model, here).run().losses["loss_token_pair"]
+    text, pixel, pair = (measure_baselines(reader.batches(kind), config.model, config.loss.end_patch) for kind in Kind)
+    speed = median_patches_per_second(run / "metrics.jsonl")
+    report = Report(step, evaluation.losses, text, pixel, pair, shuffled, speed)
+    picture = None
+    if evaluation.pages:
+        page = evaluation.pages[0]
+        title = f"held-out page, step {step:,}: row {page.origin[1]:,} of {Path(page.origin[0]).name}"
+        picture = prediction_sheet(
+            page.patches, page.predictions, page.errors, title=title, patch_target=config.model.patch_target
+        )
+    return report, picture
 
 
 def median_patches_per_second(metrics: Path) -> float | None:
