@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from megatron_pixel.config.keys import Setting, optional, settings
 from megatron_pixel.config.loader import apply_overrides, load_config
-from megatron_pixel.config.schema import RunConfig
+from megatron_pixel.config.schema import RenderingConfig, RunConfig
 from megatron_pixel.config.validation import check_files
 from megatron_pixel.config.values import show
 
@@ -81,13 +81,22 @@ def format_settings(described: Iterable[Setting]) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(described: Iterable[Setting]) -> str:
-    """Settings as the table of docs/configuration.md."""
-    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for setting in described:
-        kind = _metavar(setting.annotation).replace("|", "\\|")
-        lines.append(f"| `{setting.key}` | {kind} | `{show(setting.default)}` | {setting.doc.replace('``', '`')} |")
-    return "\n".join(lines)
+def reference() -> str:
+    """Every setting of a run and of rendering as the tables of docs/configuration.md."""
+    parts: list[str] = []
+    for schema, prefix in ((RunConfig, ""), (RenderingConfig, "rendering")):
+        table: list[str] = []
+        section = ""
+        for setting in describe(schema, prefix):
+            if setting.key.rpartition(".")[0] != section or not table:
+                section = setting.key.rpartition(".")[0]
+                table += ["", f"### {section or 'The rest'}", ""]
+                table += ["| key | type | default | meaning |", "|---|---|---|---|"]
+            kind = _metavar(setting.annotation).replace("|", "\\|")
+            doc = setting.doc.replace("``", "`")
+            table.append(f"| `{setting.key}` | {kind} | `{show(setting.default)}` | {doc} |")
+        parts += table
+    return "\n".join(parts).strip()
 
 
 def _help(setting: Setting) -> str:
