@@ -4,13 +4,26 @@ import freetype
 import numpy as np
 
 from megatron_pixel.config.errors import UserError
-from megatron_pixel.rendering.blit import ABSENT, CELL, COLOR, LEFT, TABLE_ROWS, TALL, TALL_PATCHES, WIDTH
+from megatron_pixel.rendering.blit import (
+    ABSENT,
+    BOTTOM,
+    CELL,
+    COLOR,
+    LEFT,
+    TABLE_ROWS,
+    TALL,
+    TALL_PATCHES,
+    TOP,
+    WIDTH,
+)
 from megatron_pixel.rendering.emoji import ColorPainter
 from megatron_pixel.rendering.fonts import FontFile
 from megatron_pixel.rendering.page import luma
 
 # Light hinting moves outlines vertically only, as Pango-Cairo does by default.
-_LOAD = freetype.FT_LOAD_RENDER | freetype.FT_LOAD_TARGET_LIGHT
+_LOAD = freetype.FT_LOAD_TARGET_LIGHT
+# Letters are squeezed into the strip down to this part of their height; what is still taller is cut.
+_LOWEST = 0.5
 
 
 class _Columns:
@@ -46,6 +59,7 @@ class Atlas:
         dpi: int,
         patch_size: int,
         baseline: int,
+        fit: bool,
     ) -> None:
         self._fonts = fonts
         self._first_glyph = first_glyph  # int64 [fonts + 1]
@@ -54,6 +68,7 @@ class Atlas:
         self._dpi = dpi
         self._size = patch_size
         self._baseline = baseline
+        self._fit = fit
         self._faces: dict[int, freetype.Face] = {}
         self._painter: ColorPainter | None = None
         self.table = np.zeros((TABLE_ROWS, int(first_glyph[-1])), dtype=np.int32)
@@ -84,12 +99,15 @@ class Atlas:
         if font == self._color_font:
             self._load_color(glyph, number)
             return
-        bitmap, left, top = self._draw(font, number)
+        bitmap, left, top = self._draw(font, number, fit=self._fit and kind == CELL)
         self.table[WIDTH, glyph] = bitmap.shape[1]
         self.table[LEFT, glyph] = left
         margin = self._size if kind == TALL else 0
         height = self._size + 2 * margin
         columns = _fit(bitmap, self._baseline + margin - top, height)
+        if kind == TALL:
+            self.table[TOP, glyph] = top
+            self.table[BOTTOM, glyph] = top - bitmap.shape[0]
         self.table[kind, glyph] = (self._tall if kind == TALL else self._cells).add(columns)
 
     def _load_color(self, glyph: int, number: int) -> None:
@@ -106,27 +124,50 @@ class Atlas:
         if len(columns):
             self.table[COLOR, glyph] = self._color.add(columns.reshape(len(columns), -1))
 
-    def _draw(self, font: int, glyph: int) -> tuple[np.ndarray, int, int]:
-        """The bitmap of an outline (uint8 [height, width], 255 white), its left edge and the height of its top."""
+    def _draw(self, font: int, glyph: int, fit: bool) -> tuple[np.ndarray, int, int]:
+        """The bitmap of an outline (uint8 [height, width], 255 white), its left edge and the height of its top.
+
+        With ``fit``, an outline that reaches beyond the strip is squeezed into it: what is above the baseline by one
+        factor, what is below by another, so that the letter keeps standing on the baseline.
+        """
         face = self._faces.get(font)
         if face is None:
             file = self._fonts[font]
             try:
                 face = freetype.Face(str(file.path), file.index)
-                face.set_char_size(round(self._points * 64), 0, self._dpi, self._dpi)
+                size = self._points * 64
+                face.set_char_size(round(size), round(size * file.height), self._dpi, self._dpi)
             except freetype.FT_Exception as error:
                 raise UserError(f"{file.path}: not a font that FreeType can draw with ({error})") from None
             self._faces[font] = face
         try:
             face.load_glyph(glyph, _LOAD)
+            slot = face.glyph
+            if fit:
+                _squeeze(slot, self._baseline * 64, (self._size - self._baseline) * 64)
+            slot.render(freetype.FT_RENDER_MODE_NORMAL)
         except freetype.FT_Exception:
             return np.zeros((0, 0), dtype=np.uint8), 0, 0  # a broken outline is drawn as nothing
-        slot = face.glyph
         bitmap = slot.bitmap
         if not bitmap.rows or not bitmap.width:
             return np.zeros((0, 0), dtype=np.uint8), 0, 0
         ink = np.array(bitmap.buffer, dtype=np.uint8).reshape(bitmap.rows, bitmap.pitch)[:, : bitmap.width]
         return 255 - ink, slot.bitmap_left, slot.bitmap_top
+
+
+def _squeeze(slot: freetype.GlyphSlot, above: int, below: int) -> None:
+    """Scale an outline to at most ``above`` and ``below`` the baseline, in 1/64 pixel."""
+    if slot.format != freetype.FT_GLYPH_FORMAT_OUTLINE:
+        return
+    box = slot.outline.get_bbox()
+    up = max(above / box.yMax, _LOWEST) if box.yMax > above else 1.0
+    down = max(below / -box.yMin, _LOWEST) if -box.yMin > below else 1.0
+    if up == down == 1.0:
+        return
+    raw = slot.outline._FT_Outline
+    for i in range(raw.n_points):
+        point = raw.points[i]
+        point.y = int(point.y * (up if point.y > 0 else down))
 
 
 def _fit(bitmap: np.ndarray, top: int, height: int) -> np.ndarray:

@@ -12,13 +12,15 @@ from megatron_pixel.rendering.shaping import GLYPH, X, Y
 
 # Rows of the int32 table of glyphs: first column in the atlas of cells (ABSENT before it is loaded), the same in the
 # atlas of tall cells, first column in the atlas of color cells (ABSENT for glyphs without color), width, distance from
-# the pen to the first column.
-CELL, TALL, COLOR, WIDTH, LEFT = range(5)
-TABLE_ROWS = 5
+# the pen to the first column, and how far the ink of a tall cell reaches above and below (negative) the baseline.
+CELL, TALL, COLOR, WIDTH, LEFT, TOP, BOTTOM = range(7)
+TABLE_ROWS = 7
 ABSENT, REQUESTED = -1, -2
 
 # A tall cell holds a patch height more at the top and at the bottom, for glyphs that are moved off the baseline.
 TALL_PATCHES = 3
+
+ANYWHERE = -1  # as `baseline` of `draw`: moved glyphs may reach beyond the strip and are cut there
 
 
 @njit(cache=True)
@@ -51,6 +53,7 @@ def find_missing(glyphs: np.ndarray, first: int, last: int, table: np.ndarray, m
 def draw(
     page: np.ndarray,
     size: int,
+    baseline: int,
     left: int,
     right: int,
     origin: int,
@@ -64,7 +67,8 @@ def draw(
 ) -> bool:
     """Draw all runs into ``page`` (uint8 [columns * size]) between its columns ``left`` and ``right``.
 
-    ``origin`` is the column where the text begins. Returns whether the text has glyphs with color; with ``skip_color``
+    ``origin`` is the column where the text begins. Marks that would reach beyond the strip are moved to its edge, given
+    the ``baseline`` (rows above it) or ANYWHERE. Returns whether the text has glyphs with color; with ``skip_color``
     those are left to :func:`draw_color`, otherwise they are drawn in gray.
     """
     has_color = False
@@ -91,6 +95,8 @@ def draw(
                 for i in range(len(target)):
                     target[i] = _darken(target[i], ink[i])
             else:
+                if baseline != ANYWHERE:
+                    up = min(max(up, baseline - size - table[BOTTOM, glyph]), baseline - table[TOP, glyph])
                 # Rows of the tall cell that fall on the page when it is moved up by `up`.
                 top = max(size + up, 0)
                 bottom = min(2 * size + up, TALL_PATCHES * size)

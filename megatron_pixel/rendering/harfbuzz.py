@@ -80,9 +80,9 @@ def script_tag(name: str) -> int:
 
 
 class ShapingFont:
-    """An ``hb_font_t`` scaled so that positions are in 1/64 pixel; variable fonts stay at their default instance."""
+    """An ``hb_font_t``, its em ``scale`` wide and high in 1/64 pixel; variable fonts stay at their default instance."""
 
-    def __init__(self, path: Path, index: int, scale: int) -> None:
+    def __init__(self, path: Path, index: int, scale: tuple[int, int]) -> None:
         hb = library()
         blob = hb.hb_blob_create_from_file_or_fail(os.fsencode(path))
         if not blob:
@@ -91,7 +91,7 @@ class ShapingFont:
         hb.hb_blob_destroy(blob)
         self.num_glyphs: int = hb.hb_face_get_glyph_count(self._face)
         self.address: int = hb.hb_font_create(self._face)
-        hb.hb_font_set_scale(self.address, scale, scale)
+        hb.hb_font_set_scale(self.address, *scale)
         weakref.finalize(self, hb.hb_font_destroy, self.address)
         weakref.finalize(self, hb.hb_face_destroy, self._face)
 

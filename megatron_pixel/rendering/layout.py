@@ -69,8 +69,10 @@ class Layout:
     def __init__(self, fonts: list[FontFile], pixels: float, one_paragraph: bool) -> None:
         self._one_paragraph = one_paragraph
         self._tables = load_tables()
-        scale = round(pixels * 64)
-        self._shaping_fonts = [ShapingFont(font.path, font.index, scale) for font in fonts]
+        em = pixels * 64
+        self._shaping_fonts = [
+            ShapingFont(font.path, font.index, (round(em), round(em * font.height))) for font in fonts
+        ]
         in_color = [any(map(font.has_table, ("COLR", "CBDT", "sbix"))) for font in self._shaping_fonts]
         self.color_font = in_color.index(True) if True in in_color else NO_FONT
         self._coverage = build_coverage([font.codepoints() for font in self._shaping_fonts], in_color)

@@ -49,6 +49,7 @@ class Renderer:
             config.dpi,
             config.patch_size,
             self.baseline,
+            fit=not self._released,
         )
         self._missing = np.empty((256, 2), dtype=np.int64)
 
@@ -127,7 +128,10 @@ class Renderer:
             "font_size": self._points,
             "dpi": config.dpi,
             "seq_length": config.seq_length,
-            "fonts": [{"name": font.path.name, "index": font.index, "sha256": font.sha256} for font in self._fonts],
+            "fonts": [
+                {"name": font.path.name, "index": font.index, "height": font.height, "sha256": font.sha256}
+                for font in self._fonts
+            ],
             "harfbuzz": harfbuzz.version(),
             "freetype": ".".join(map(str, freetype.version())),
             "unicode": unicode_versions(),
@@ -187,6 +191,7 @@ class Renderer:
             has_color |= blit.draw(
                 gray,
                 size,
+                self.baseline if not self._released else blit.ANYWHERE,
                 left,
                 right,
                 left + _START,
