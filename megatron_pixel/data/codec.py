@@ -137,6 +137,11 @@ class ColumnCodec(PageCodec):
         self._crc = zlib.crc32(self._content)
         self._scratch = _Scratch(self._words.view(np.uint8), dictionary)
 
+    @property
+    def num_columns(self) -> int:
+        """Columns of the table."""
+        return len(self._table)
+
     @classmethod
     def build(cls, pages: Sequence[Page], patch_size: int) -> Self:
         # The white and the black column come with every page; so the table is never empty.

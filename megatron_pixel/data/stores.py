@@ -39,11 +39,11 @@ class _Store:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over kind, split, hashes of its files, and codec: equal for equal content, wherever it lies."""
+        """SHA-256 over the names and hashes of the split's files and the codec: equal content, equal fingerprint."""
         entry = self.manifest.splits[self.split]
         codec = asdict(self.manifest.codec) if self.manifest.codec else None
         files = {name: file.sha256 for name, file in entry.files.items()}
-        content = json.dumps([self.kind, self.split, files, codec], sort_keys=True)
+        content = json.dumps([files, codec], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -65,14 +65,17 @@ def test_noise_and_many_columns() -> None:
     codec = train_codec(noise)
     for page in noise:
         assert np.array_equal(codec.decode(codec.encode(page)).columns, page.columns)
-    assert len(pickle.loads(pickle.dumps(codec)).encode(noise[3])) > 2**14
+    assert isinstance(codec, ColumnCodec)
+    assert codec.num_columns == 49_152
 
 
 def test_text_is_small(make_page: MakePage) -> None:
-    """128 distinct gray columns would fit a byte each; the codec may take no more than that."""
-    pages = [make_page(64, seed) for seed in range(2)]
-    codec = train_codec(pages[:1])
-    assert len(codec.encode(pages[1])) < 64 * 16 + 40
+    """40 distinct gray columns would fit a byte each, three channels or not; the codec may take no more than that."""
+    codec = train_codec([make_page(64, 0)])
+    for color in ("", "none"):
+        assert len(codec.encode(make_page(64, 1, color=color))) < 64 * 16 + 40
+    # A page with color carries its five columns that have some, and nothing else.
+    assert len(codec.encode(make_page(64, 1, color="some"))) < 64 * 16 + 40 + 5 * 48
 
 
 def test_a_dictionary_shortens_pages_that_repeat_each_other(make_page: MakePage) -> None:
@@ -145,7 +148,7 @@ def test_damage_below_a_right_checksum(make_page: MakePage) -> None:
 
 @pytest.mark.parametrize(
     ("data", "limit", "count"),
-    [([5, 6], 6, 2), ([5], 9, 2), ([5, 6, 7], 9, 2), ([5, 128], 300, 1), ([128, 128, 128, 128, 128, 1], 2**31 - 1, 1)],
+    [([5, 6], 6, 2), ([5], 9, 2), ([5, 6, 7], 9, 2), ([5, 128], 300, 1), ([128, 128, 128, 128, 128, 0], 2**31 - 1, 1)],
     ids=["beyond the table", "too few", "too many", "cut", "too long"],
 )
 def test_column_numbers_that_are_not_valid(data: list[int], limit: int, count: int) -> None:
@@ -170,16 +173,18 @@ def test_another_table_is_noticed(make_page: MakePage) -> None:
 
 
 def test_threads(make_page: MakePage) -> None:
-    """Each thread has its own contexts and its own room for the columns that a page brings."""
+    """Each thread has its own zstd contexts and its own room for the columns that a page brings."""
     pages = [make_page(6, seed, color="some") for seed in range(8)]
     codec = train_codec([])
     encoded = [codec.encode(page) for page in pages]
     wrong: list[int] = []
+    contexts = {}
 
     def work(which: int) -> None:
         for _ in range(50):
             if not np.array_equal(codec.decode_patches(encoded[which], 3), pages[which].patches(3)):
                 wrong.append(which)
+        contexts[which] = codec._scratch.decompressor  # type: ignore[attr-defined]
 
     threads = [threading.Thread(target=work, args=(which,)) for which in range(8)]
     for thread in threads:
@@ -187,6 +192,7 @@ def test_threads(make_page: MakePage) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+    assert len(set(map(id, contexts.values()))) == 8
 
 
 def test_tables_that_cannot_be_read(make_page: MakePage, tmp_path: Path) -> None:

@@ -211,6 +211,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert "5 sequences and 5 document bounds take" in refusal()
     data.write_bytes(data.read_bytes()[:-2])
     assert "12 bytes, but its index ends at 14" in refusal()
+    data.write_bytes(data.read_bytes() + b"..")
+    assert "16 bytes, but its index ends at 14" in refusal()
     patch(index, 34 + 5 * 12 + 4 * 8, b"\x04")
     assert "ends at sequence 4 of 5" in refusal()
     patch(index, 34 + 5 * 4, b"\x7f")

@@ -50,8 +50,10 @@ def test_write_and_read(make_dataset: MakeDataset, kind: str) -> None:
 
 
 def test_the_same_dataset_twice_gives_the_same_bytes(make_dataset: MakeDataset) -> None:
-    first, second = (Path(make_dataset("pairs", name) + ".manifest.json").read_bytes() for name in ("a", "b"))
-    assert first == second
+    """Whatever order the sections were filled in."""
+    first = make_dataset("pairs", "a", source={"bytes": 1, "files": []})
+    second = make_dataset("pairs", "b", source={"files": [], "bytes": 1})
+    assert Path(first + ".manifest.json").read_bytes() == Path(second + ".manifest.json").read_bytes()
 
 
 def test_a_dataset_may_be_moved_and_renamed(make_dataset: MakeDataset, tmp_path: Path) -> None:
