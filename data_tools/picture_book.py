@@ -131,6 +131,7 @@ BOOK = {
                 "Accents: one code point, then letter and mark",
                 "é e\u0301  ñ n\u0303  ệ e\u0323\u0302  ǭ o\u0328\u0304",
             ),
+            Sample("Capitals with two accents", "ẤỀỔỮẶỆ TRUYỀN THỐNG"),
             Sample("Arabic: lam-alef and vowel signs", "لا لله السَّلامُ عَلَيْكُمْ مُحَمَّدٌ"),
             Sample("Devanagari: conjuncts, reph, matras", "क्ष त्र ज्ञ र्क कि की कु कृ श्री द्ध स्त्री हिन्दी"),
             Sample("Thai: tone over vowel", "ที่ นี้ ปู่ น้ำ ผู้ใหญ่ เก๊ก"),
