@@ -92,8 +92,8 @@ def dataset_panels(arguments: argparse.Namespace, config: RenderingConfig) -> "l
     tokenizer = Tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     if tokenizer and manifest.tokenizer and tokenizer.sha256 != manifest.tokenizer["sha256"]:
         raise UserError(
-            f"{arguments.tokenizer} is not the tokenizer of this dataset: its sha256 is {tokenizer.sha256[:12]}..., that "
-            f"of the dataset's {manifest.tokenizer['file']} is {manifest.tokenizer['sha256'][:12]}..."
+            f"{arguments.tokenizer} is not the tokenizer of this dataset: sha256 {tokenizer.sha256[:12]}... instead of "
+            f"{manifest.tokenizer['sha256'][:12]}..., that of {manifest.tokenizer['file']}"
         )
     split, index = arguments.split, arguments.index
     if manifest.kind == "text":

@@ -50,7 +50,6 @@ def info(arguments: argparse.Namespace) -> None:
     tokenizer = Tokenizer(arguments.model)
     for name, value in tokenizer.fingerprint().items():
         print(f"{name:<13}{value}")
-    print(f"{'longest piece':<13} {tokenizer.longest_piece} characters")
 
 
 def encode(arguments: argparse.Namespace) -> None:

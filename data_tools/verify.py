@@ -43,12 +43,10 @@ def check(prefix: str, full: bool) -> bool:
         print(f"  DAMAGED  {error}")
         return False
     _progress("")
-    for split, entry in manifest.splits.items():
-        parts = [f"{entry.documents:,} documents", f"{entry.sequences:,} sequences"]
-        parts += [
-            f"{count:,} {name}" for name, count in (("patches", entry.patches), ("tokens", entry.tokens)) if count
-        ]
-        print(f"  {split:<8} {', '.join(parts)}")
+    for split, counts in manifest.splits.items():
+        parts = [(counts.documents, "documents"), (counts.sequences, "sequences")]
+        parts += [part for part in ((counts.patches, "patches"), (counts.tokens, "tokens")) if part[0]]
+        print(f"  {split:<8} {', '.join(f'{count:,} {name}' for count, name in parts)}")
     for name, entry in manifest.all_files().items():
         state = "DAMAGED" if any(problem.startswith(f"{prefix}.{name}:") for problem in problems) else "sound"
         print(f"  {name:<24} {entry.bytes:>16,} bytes  {state}")

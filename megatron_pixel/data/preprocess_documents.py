@@ -88,7 +88,7 @@ class Converter:
         assert self.renderer is not None
         if self._recipe.kind == "pixels":
             assert self._recipe.rendering is not None
-            for page in iterate_pages(self.renderer.pages, text, self._recipe.rendering.seq_length):
+            for page in iterate_pages(first_page(self.renderer), text, self._recipe.rendering.seq_length):
                 yield page, None
         else:
             assert self._chunker is not None

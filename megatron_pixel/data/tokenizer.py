@@ -3,7 +3,6 @@
 sentencepiece is imported when a tokenizer is opened, not before.
 """
 
-import functools
 import hashlib
 import os
 import re
@@ -55,11 +54,6 @@ class Tokenizer:
                     f"{path}: the tokenizer has no {name} piece; documents begin with BOS and end with EOS "
                     "(sentencepiece's bos_id and eos_id; data_tools/tokenizer.py train sets both)"
                 )
-
-    @functools.cached_property
-    def longest_piece(self) -> int:
-        """Characters of the longest piece: n tokens stand for n times as many at the most."""
-        return max(len(self.piece(token)) for token in range(self.vocab_size))
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of a text, int32 [n], without BOS and EOS."""
