@@ -128,7 +128,9 @@ def start_mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Mesh:
 
 
 def stop_mesh() -> None:
-    """Leave; collective only in so far as all ranks should come here. A second call does nothing."""
+    """Leave, all ranks together: rank 0 keeps the store that the others still talk to. A second call does nothing."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
     parallel_state.destroy_model_parallel()
     # Process groups that linger in cycles would shut down after the interpreter has torn down what they need.
     gc.collect()

@@ -1,0 +1,218 @@
+"""Several ranks on one machine, for tests: start them, collect what they return, never hang.
+
+``run_ranks`` calls a function of a test file in every rank and returns the results; ``run_program`` starts a program in
+every rank. Both end all ranks when one fails or the time is up; the error then shows what every rank printed and, where
+a rank was still running, the stack of each of its threads.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pickle
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_pixel.parallel.quiet import silence_libraries
+
+ROOT = Path(__file__).resolve().parents[2]
+GRACE = 3.0
+"""Seconds that the other ranks get to end by themselves after one has failed, and to write their stacks."""
+IMPORTS = 180.0
+"""Seconds for importing the libraries, which a busy machine stretches; they do not count towards the time limit."""
+FOREIGN = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_")
+
+
+class RanksFailedError(AssertionError):
+    """A rank failed or the time was up; the message holds the output of every rank."""
+
+
+@dataclass(frozen=True)
+class RankOutput:
+    """How one rank of a program ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_ranks(
+    target: Callable[..., Any] | str, world_size: int, args: Sequence[Any] = (), timeout: float = 55.0
+) -> list[Any]:
+    """Call ``target(*args)`` in ``world_size`` processes that find each other through RANK, WORLD_SIZE and so on.
+
+    Args:
+        target: a function at the top level of its file, or ``path/from/the/root.py::function``; the file is imported in
+            every rank, and with a name it need not be imported by the test.
+        world_size: number of processes.
+        args: anything that pickles.
+        timeout: seconds for the calls, from when every rank has imported the file.
+
+    Returns:
+        What each rank returned, in the order of ranks; it must pickle.
+
+    Raises:
+        RanksFailedError: a rank failed, or the time was up.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        task = Path(folder, "task")
+        if isinstance(target, str):
+            file, name = target.split("::")
+        else:
+            file, name = target.__code__.co_filename, target.__qualname__
+        task.write_bytes(pickle.dumps((str(ROOT / file), name, tuple(args))))
+        with _Ranks([sys.executable, __file__, folder], world_size, Path(folder), {}) as ranks:
+            ready = [Path(folder, f"ready.{rank}") for rank in range(world_size)]
+            ranks.wait(IMPORTS, lambda: all(path.exists() for path in ready))
+            Path(folder, "go").touch()
+            ranks.wait(timeout, ranks.all_ended)
+        return [pickle.loads(Path(folder, f"result.{rank}").read_bytes()) for rank in range(world_size)]
+
+
+def run_program(
+    argv: Sequence[str | Path],
+    world_size: int,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> list[RankOutput]:
+    """Run a Python program in ``world_size`` processes.
+
+    Args:
+        argv: path of the program and its arguments.
+        world_size: number of processes.
+        timeout: seconds in all, imports included.
+        env: variables to set besides the ranks'.
+        cwd: working directory, by default the root of the repository.
+
+    Raises:
+        RanksFailedError: a rank ended with an exit status other than 0, or the time was up.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *map(str, argv)]
+        with _Ranks(command, world_size, Path(folder), env or {}, cwd) as ranks:
+            ranks.wait(timeout, ranks.all_ended)
+            return [ranks.output(rank) for rank in range(world_size)]
+
+
+class _Ranks:
+    """The processes of one run, their output in files of ``folder``."""
+
+    def __init__(
+        self, command: list[str], world_size: int, folder: Path, env: Mapping[str, str], cwd: Path | None = None
+    ) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        path = os.pathsep.join(filter(None, [str(ROOT), clean.get("PYTHONPATH")]))
+        shared = {
+            **clean,
+            "PYTHONPATH": path,
+            "PYTHONFAULTHANDLER": "1",  # SIGABRT makes a rank write the stacks of its threads
+            "OMP_NUM_THREADS": "1",
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            **env,
+        }
+        self.folder = folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for rank in range(world_size):
+            with Path(folder, f"stdout.{rank}").open("wb") as out, Path(folder, f"stderr.{rank}").open("wb") as err:
+                self.processes.append(
+                    subprocess.Popen(
+                        command,
+                        env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        cwd=cwd or ROOT,
+                        stdin=subprocess.DEVNULL,
+                        stdout=out,
+                        stderr=err,
+                        start_new_session=True,
+                        preexec_fn=_no_core_dump,
+                    )
+                )
+
+    def __enter__(self) -> "_Ranks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def all_ended(self) -> bool:
+        return all(process.poll() is not None for process in self.processes)
+
+    def wait(self, timeout: float, done: Callable[[], bool]) -> None:
+        """Until ``done``; an error as soon as a rank has failed, or when the time is up."""
+        end = time.monotonic() + timeout
+        while True:
+            failed = [rank for rank, process in enumerate(self.processes) if process.poll() not in (None, 0)]
+            if failed:
+                self._until(self.all_ended, GRACE)
+                self._stop(f"rank {failed[0]} of {len(self.processes)} failed")
+            if done():
+                return
+            if time.monotonic() > end:
+                self._stop(f"{timeout:g} s were up")
+            time.sleep(0.02)
+
+    def output(self, rank: int) -> RankOutput:
+        texts = (Path(self.folder, f"{name}.{rank}").read_text(errors="replace") for name in ("stdout", "stderr"))
+        return RankOutput(self.processes[rank].returncode, *texts)
+
+    def _stop(self, reason: str) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGABRT)
+        self._until(self.all_ended, GRACE)
+        self.__exit__()
+        parts = [reason]
+        for rank in range(len(self.processes)):
+            output = self.output(rank)
+            parts.append(f"--- rank {rank}: exit status {output.returncode}\n{output.stdout}{output.stderr}".rstrip())
+        raise RanksFailedError("\n".join(parts))
+
+    def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not done() and time.monotonic() < end:
+            time.sleep(0.02)
+
+
+def _no_core_dump() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _run_rank(folder: Path) -> None:
+    """What a rank does: import, tell, wait for the others, call, write the result."""
+    silence_libraries()
+    file, name, args = pickle.loads((folder / "task").read_bytes())
+    spec = importlib.util.spec_from_file_location("rank_target", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["rank_target"] = module
+    spec.loader.exec_module(module)
+    rank = os.environ["RANK"]
+    (folder / f"ready.{rank}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    result = getattr(module, name)(*args)
+    (folder / f"result.{rank}").write_bytes(pickle.dumps(result))
+
+
+if __name__ == "__main__":
+    _run_rank(Path(sys.argv[1]))
