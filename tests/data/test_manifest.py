@@ -134,8 +134,11 @@ def test_verify_reads_the_whole_index(make_dataset: MakeDataset) -> None:
         f"{prefix}.train.tokens.idx: sequence 2 is not where the lengths before it put it"
     ]
     flip(prefix + ".train.tokens.idx", 34 + 7 * 4 + 2 * 8)
-    flip(prefix + ".train.tokens.idx", 34 + 7 * 12)
-    assert verify(prefix, full=False) == [f"{prefix}.train.tokens.idx: the document bounds do not rise from 0"]
+    for offset in (0, 9):  # the first bound, and the second byte of the second
+        flip(prefix + ".train.tokens.idx", 34 + 7 * 12 + offset)
+        assert verify(prefix, full=False) == [f"{prefix}.train.tokens.idx: the document bounds do not rise from 0"]
+        flip(prefix + ".train.tokens.idx", 34 + 7 * 12 + offset)
+    assert verify(prefix) == []
 
 
 def test_verify_looks_for_tokens_outside_the_vocabulary(make_dataset: MakeDataset) -> None:
