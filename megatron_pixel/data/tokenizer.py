@@ -18,6 +18,8 @@ from megatron_pixel.data.files import write_file
 UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
 """Ids of the special pieces in models that :func:`train_tokenizer` makes, Llama 2's."""
 
+LEAST_SENTENCES = 101
+
 _SENTENCE_CHARACTERS = 2000
 """Longest stretch of text handed to the trainer at once; below its limit of 4,192 bytes for most text."""
 
@@ -97,6 +99,8 @@ def train_tokenizer(texts: Iterable[str], output: str | os.PathLike[str], vocab_
 
     import sentencepiece
 
+    if max_sentences < LEAST_SENTENCES:
+        raise UserError(f"--max-sentences {max_sentences}: sentencepiece samples {LEAST_SENTENCES} lines at the least")
     sentencepiece.set_random_generator_seed(0)
     model = io.BytesIO()
     sentences = _Sentences(texts)
