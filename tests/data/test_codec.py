@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.schema import RenderingConfig
 from megatron_pixel.data import columns as kernels
 from megatron_pixel.data.codec import ColumnCodec, DamagedPageError, codec_class, load_codec, train_codec
 from megatron_pixel.rendering.page import Page
+from megatron_pixel.rendering.renderer import Renderer
 
 MakePage = Callable[..., Page]
 COLORS = ["", "none", "some"]
@@ -98,7 +100,7 @@ def test_a_dictionary_shortens_pages_that_repeat_each_other(make_page: MakePage)
 
 
 def test_the_same_pages_make_the_same_tables(make_page: MakePage, tmp_path: Path) -> None:
-    pages = [make_page(20, seed, color=COLORS[seed % 3]) for seed in range(70)]
+    pages = [make_page(6, seed, color=COLORS[seed % 3]) for seed in range(70)]
     files = []
     for name in ("a", "b"):
         codec = train_codec(pages)
@@ -247,3 +249,14 @@ def test_the_decoder_on_the_formats_page(make_page: MakePage, tmp_path: Path, co
     if color:
         decoded = [np.broadcast_to(column, (16, 3)) for column in decoded]
     assert np.array_equal(np.array(decoded).reshape(page.columns.shape), page.columns)
+
+
+def test_a_rendered_english_page_is_below_6_kilobytes() -> None:
+    renderer = Renderer(RenderingConfig())
+    pages = renderer.pages(" ".join((Path(__file__).parents[2] / "LICENSE").read_text().split()))
+    codec = train_codec(pages[:2])
+    assert pages[2].num_patches > 1000
+    data = codec.encode(pages[2])
+    assert len(data) < 6 * 1024
+    assert np.array_equal(codec.decode(data).columns, pages[2].columns)
+    assert np.array_equal(codec.decode_patches(data, 3), pages[2].patches(3))
