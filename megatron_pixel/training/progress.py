@@ -66,23 +66,24 @@ class Progress:
         line = "  ".join(parts)
         self._show(line)
         if plain:
-            self._keep(line)
+            self.keep(line)
 
     def note(self, message: str) -> None:
         """A line that stays: evaluation, checkpoint, warning."""
         self.finish()
         print(message, file=self._stream, flush=True)
-        self._keep(message)
+        self.keep(message)
+
+    def keep(self, text: str) -> None:
+        """A line for the log alone, with the time."""
+        if self._log is not None:
+            print(f"{datetime.now().isoformat(timespec='seconds')}  {text}", file=self._log, flush=True)
 
     def finish(self) -> None:
         """End the line that is rewritten, so that what follows starts on its own."""
         if self._width:
             print(file=self._stream, flush=True)
         self._width = 0
-
-    def _keep(self, text: str) -> None:
-        if self._log is not None:
-            print(f"{datetime.now().isoformat(timespec='seconds')}  {text}", file=self._log, flush=True)
 
     def _show(self, line: str) -> None:
         if self._interactive:

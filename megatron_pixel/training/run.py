@@ -150,6 +150,9 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and self._progress is not None:
+            self._progress.finish()
+            self._progress.keep(f"ended by {type(error).__name__}: {error}")
         self.close()
 
     def _record(self, record: Record, last: bool) -> None:

@@ -1,0 +1,234 @@
+"""Stopping and going on: bitwise the curve of a run that never stopped, from the newest whole checkpoint only."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.parallel.mesh import Mesh, mesh
+from megatron_pixel.parallel.quiet import silence_libraries
+from megatron_pixel.training import run as run_module
+from tests.distributed.harness import run_ranks
+from tests.distributed.tiny_run import Line, lines, tiny, train
+
+STEPS = ["--training.steps=6", "--training.micro_batch_rows=2"]
+TIMES = ("seconds", "tokens_per_second", "patches_per_second", "tflops_per_device", "memory_gb")
+
+
+def told(config: Any, here: Mesh) -> str:
+    """What a run prints, and the error that ends it."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        try:
+            train(config, here)
+        except UserError as error:
+            print(f"error: {error}")
+    return output.getvalue()
+
+
+def curve(folder: Path) -> list[Line]:
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines(folder)]
+
+
+def exact_resume(root: Path, here: Mesh, precision: str) -> dict[str, Any]:
+    words = [*STEPS, f"--training.precision={precision}", "--checkpoint.every=2"]
+    train(tiny(root / "whole", *words), here)
+    torch.manual_seed(here.rank + 99)  # a resumed process starts with random states of its own
+    train(tiny(root / "parts", *words, "--training.stop_after=3"), here)
+    torch.manual_seed(here.rank + 98)
+    train(tiny(root / "parts", *words), here)
+    here_folders = {
+        name: sorted(p.name for p in (root / name / "checkpoints").iterdir()) for name in ("whole", "parts")
+    }
+    return {"whole": curve(root / "whole"), "parts": curve(root / "parts"), "checkpoints": here_folders}
+
+
+def damaged_checkpoints(root: Path, here: Mesh) -> dict[str, str]:
+    """What a run of two whole checkpoints says when it resumes after each kind of damage to the newer one."""
+    words = [*STEPS, "--training.stop_after=4", "--checkpoint.every=2"]
+    train(tiny(root / "sound", *words), here)
+    shard = f"zero_pp_rank_{here.world_size - 1}_mp_rank_00_optim_states.pt"
+    damages: dict[str, Callable[[Path], object]] = {
+        "truncated": lambda folder: os.truncate(folder / shard, 1000),
+        "flipped": lambda folder: flip(folder / "mp_rank_00_model_states.pt"),
+        "missing": lambda folder: (folder / shard).unlink(),
+        "unfinished": lambda folder: (folder / "manifest.json").unlink(),
+        "leftover": lambda folder: folder.rename(folder.with_name(".tmp-step-00000004")),
+    }
+    said = {}
+    for name, damage in damages.items():
+        if here.is_main:
+            shutil.copytree(root / "sound", root / name)
+            damage(root / name / "checkpoints" / "step-00000004")
+        torch.distributed.barrier()
+        said[name] = told(tiny(root / name, *STEPS, "--training.stop_after=5"), here)
+    if here.is_main:
+        shutil.copytree(root / "missing", root / "none-whole")
+        for folder in (root / "none-whole" / "checkpoints").iterdir():
+            (folder / "state.json").unlink()
+    torch.distributed.barrier()
+    said["none whole"] = told(tiny(root / "none-whole", *STEPS), here)
+    said["begun anew"] = told(tiny(root / "none-whole", *STEPS, "--checkpoint.resume=none"), here)
+    return said
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def refusals(root: Path, here: Mesh) -> dict[str, str]:
+    words = [*STEPS, "--training.stop_after=2"]
+    train(tiny(root, *words), here)
+    go_on = [*STEPS, "--training.stop_after=3"]
+    return {
+        "lr": told(tiny(root, *go_on, "--optimizer.lr=0.5", "--training.seed=7"), here),
+        "zero": told(tiny(root, *go_on, "--deepspeed_config=ds_configs/zero2.json"), here),
+        "folder": told(tiny(root, *go_on, "--checkpoint.resume=/nowhere"), here),
+        "elsewhere": told(tiny(root / "copy", *go_on, f"--checkpoint.resume={root}/checkpoints/step-00000002"), here),
+        "done": told(tiny(root, *words), here),
+        "free": told(tiny(root, *go_on, "--training.micro_batch_rows=1"), here),
+        "allowed": told(tiny(root, *STEPS, "--optimizer.lr=0.5", "--checkpoint.allow_changes=optimizer.lr"), here),
+    }
+
+
+def signalled(root: Path, here: Mesh) -> dict[str, Any]:
+    """A signal to the last rank alone, in the middle of step 2, ends all of them after that step."""
+    original = run_module.Run._record
+
+    def record_and_signal(self: Any, record: Any, last: bool) -> None:
+        original(self, record, last)
+        if record["step"] == 1 and here.rank == here.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run_module.Run._record = record_and_signal  # type: ignore[method-assign]
+    try:
+        said = told(tiny(root, *STEPS), here)
+    finally:
+        run_module.Run._record = original  # type: ignore[method-assign]
+    return {"said": said, "steps": [line["step"] for line in lines(root)], "then": told(tiny(root, *STEPS), here)}
+
+
+def not_finite(root: Path, here: Mesh) -> str:
+    """A model that is broken from the third step on."""
+    original = run_module.Run._record
+
+    def record_and_break(self: Any, record: Any, last: bool) -> None:
+        original(self, record, last)
+        if record["step"] == 2 and here.rank == here.world_size - 1:
+            with torch.no_grad():
+                next(self._engine.module.parameters()).fill_(float("nan"))
+
+    run_module.Run._record = record_and_break  # type: ignore[method-assign]
+    try:
+        return told(tiny(root, *STEPS, "--training.steps=20"), here)
+    finally:
+        run_module.Run._record = original  # type: ignore[method-assign]
+
+
+def everything(folder: str) -> dict[str, Any]:
+    silence_libraries()
+    root = Path(folder)
+    with mesh(tiny(folder).parallel) as here:
+        return {
+            "fp32": exact_resume(root / "fp32", here, "fp32"),
+            "bf16": exact_resume(root / "bf16", here, "bf16"),
+            "damaged": damaged_checkpoints(root / "damaged", here),
+            "refused": refusals(root / "refused", here),
+            "signalled": signalled(root / "signalled", here),
+            "not finite": not_finite(root / "not-finite", here),
+        }
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1-process", "2-processes"])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("resume")
+    return run_ranks(everything, request.param, (str(folder),), timeout=300)[0] | {"folder": folder}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_three_steps_and_three_more_are_six(found: dict[str, Any], precision: str) -> None:
+    result = found[precision]
+    assert [line["step"] for line in result["whole"]] == [1, 2, 3, 4, 5, 6, 6]
+    assert result["parts"] == result["whole"]
+    assert result["checkpoints"]["whole"] == ["step-00000004", "step-00000006"], "keep is 2"
+    assert result["checkpoints"]["parts"] == ["step-00000004", "step-00000006"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("truncated", r"optim_states\.pt has 1,000 bytes instead of"),
+        ("flipped", r"mp_rank_00_model_states\.pt does not match its sha256"),
+        ("missing", r"optim_states\.pt is missing"),
+        ("unfinished", r"it has no manifest\.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_named(found: dict[str, Any], damage: str, reason: str) -> None:
+    said = found["damaged"][damage]
+    assert "step-00000002, 2 of 6 steps done" in said
+    assert re.search(rf"passed over step-00000004: .*{reason}", said), said
+    assert "stopped by training.stop_after after step 5 of 6" in said
+    folder = found["folder"] / "damaged" / damage
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5]
+    assert curve(folder)[:4] == curve(found["folder"] / "damaged" / "sound")
+    assert (folder / "checkpoints.aside-1" / "step-00000004").is_dir()
+
+
+def test_leftovers_of_a_save_do_not_count(found: dict[str, Any]) -> None:
+    assert "step-00000002, 2 of 6 steps done\nstep 3/6" in found["damaged"]["leftover"]
+
+
+def test_only_broken_checkpoints_are_for_the_user_to_decide(found: dict[str, Any]) -> None:
+    said = found["damaged"]["none whole"]
+    assert said.startswith("error: no checkpoint in ")
+    assert "step-00000005: state.json is missing" in said
+    assert "step-00000002: state.json is missing" in said
+    anew = found["damaged"]["begun anew"]
+    assert "step 1 of 6, no checkpoint" in anew
+    assert "done: 6 steps" in anew
+
+
+def test_changes_at_resume(found: dict[str, Any]) -> None:
+    said = found["refused"]
+    assert said["lr"].startswith("error: ")
+    assert "optimizer.lr: 0.001 in the checkpoint, 0.5 now" in said["lr"]
+    assert "training.seed: 1234 in the checkpoint, 7 now" in said["lr"]
+    assert "written by another layout" in said["zero"]
+    assert said["folder"] == "error: checkpoint.resume: there is no folder /nowhere\n"
+    assert "nothing to do: step 2 of 6 is done" in said["done"]
+    assert "changed optimizer.lr: 0.001 -> 0.5" in said["allowed"]
+    assert "stopped by training.stop_after after step 3" in said["elsewhere"]
+    assert "changed" not in said["free"]
+    assert "stopped by training.stop_after after step 3" in said["free"]
+
+
+def test_a_signal_ends_all_ranks_after_the_step(found: dict[str, Any]) -> None:
+    result = found["signalled"]
+    assert result["steps"] == [1, 2]
+    assert "saved" in result["said"]
+    assert "stopped by SIGTERM after step 2 of 6; to continue, start the same command again" in result["said"]
+    assert "2 of 6 steps done" in result["then"]
+    assert "done: 6 steps" in result["then"]
+
+
+def test_losses_that_are_no_numbers_end_the_run(found: dict[str, Any]) -> None:
+    said = found["not finite"]
+    assert "step 3 skipped: the loss is not finite; rows: " in said
+    assert re.search(
+        r"error: step 12: 10 steps in a row had to be skipped.* rows of the last: .*text:synthetic \d+", said
+    )
+    written = lines(found["folder"] / "not-finite")
+    assert [line["loss"] is None for line in written[:4]] == [False, False, True, True]
+    assert [line["skipped_steps"] for line in written[:4]] == [0, 0, 1, 2]
+    assert "error" not in said.partition("step 3")[0]
