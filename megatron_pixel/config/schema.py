@@ -39,13 +39,13 @@ class ModelConfig:
     num_channels: int = 3
     """3 for RGB, 1 for gray and binary pages."""
     patch_target: Literal["normalised", "raw"] = "normalised"
-    """Regression target: each patch normalised by its own mean and variance (the paper's), or pixel values / 255."""
+    """Regression target: each patch normalized by its own mean and variance (the paper's), or pixel values / 255."""
     norm_eps: float = 1e-5
     """Added to the mean square in RMSNorm."""
     rope_theta: float = 10000.0
     """Base of the rotary position embedding."""
     init_std: float = 0.02
-    """Standard deviation of the normal initialisation."""
+    """Standard deviation of the normal initialization."""
 
 
 @dataclass
