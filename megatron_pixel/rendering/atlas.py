@@ -156,12 +156,13 @@ class Atlas:
 
 
 def _squeeze(slot: freetype.GlyphSlot, above: int, below: int) -> None:
-    """Scale an outline to at most ``above`` and ``below`` the baseline, in 1/64 pixel."""
+    """Scale an outline that reaches noticeably further than ``above`` and ``below`` the baseline, in 1/64 pixel."""
     if slot.format != freetype.FT_GLYPH_FORMAT_OUTLINE:
         return
     box = slot.outline.get_bbox()
-    up = max(above / box.yMax, _LOWEST) if box.yMax > above else 1.0
-    down = max(below / -box.yMin, _LOWEST) if -box.yMin > below else 1.0
+    tolerance = (above + below) // 64  # a quarter of a pixel in 16: nothing of an umlaut's dots is missed
+    up = max(above / box.yMax, _LOWEST) if box.yMax > above + tolerance else 1.0
+    down = max(below / -box.yMin, _LOWEST) if -box.yMin > below + tolerance else 1.0
     if up == down == 1.0:
         return
     raw = slot.outline._FT_Outline

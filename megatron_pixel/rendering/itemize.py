@@ -203,7 +203,7 @@ def make_runs(
         runs[count, 1] = end
         runs[count, 2] = font
         runs[count, 3] = 0 if font == color_font else group
-        runs[count, 4] = 0 if paragraphs[start] else level
+        runs[count, 4] = level
         runs[count, 5] = paragraph
         if paragraphs[start]:
             paragraph += 1
