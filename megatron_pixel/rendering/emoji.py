@@ -65,7 +65,7 @@ class ColorPainter:
     def _stored(self, glyph: int, shift: float) -> tuple[np.ndarray, int, int]:
         from PIL import Image
 
-        png = hb.ot_color_glyph_get_png(self._font, glyph)
+        png = self._font.get_glyph_color_png(glyph)
         extents = self._font.get_glyph_extents(glyph)
         if png is None or len(png) == 0 or extents is None:
             return np.zeros((0, 0, 4), dtype=np.uint8), 0, 0

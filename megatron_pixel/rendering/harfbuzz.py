@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_pixel.config.errors import UserError
+
 # Order of the addresses in `function_addresses`.
 CLEAR, ADD_UTF32, SET_DIRECTION, SET_SCRIPT, SHAPE, GLYPH_INFOS, GLYPH_POSITIONS = range(7)
 _ADDRESSED = (
@@ -80,16 +82,22 @@ def script_tag(name: str) -> int:
 
 
 class ShapingFont:
-    """An ``hb_font_t``, its em ``scale`` wide and high in 1/64 pixel; variable fonts stay at their default instance."""
+    """An ``hb_font_t``, its em ``scale`` wide and high in 1/64 pixel; variable fonts stay at their default instance.
+
+    Raises :class:`UserError` for a file that is no font.
+    """
 
     def __init__(self, path: Path, index: int, scale: tuple[int, int]) -> None:
         hb = library()
         blob = hb.hb_blob_create_from_file_or_fail(os.fsencode(path))
         if not blob:
-            raise OSError(f"{path}: cannot be read")
+            raise UserError(f"{path}: cannot be read")
         self._face = hb.hb_face_create(blob, index)
         hb.hb_blob_destroy(blob)
         self.num_glyphs: int = hb.hb_face_get_glyph_count(self._face)
+        if not self.num_glyphs:
+            hb.hb_face_destroy(self._face)
+            raise UserError(f"{path}: is no font file, or has no face number {index}")
         self.address: int = hb.hb_font_create(self._face)
         hb.hb_font_set_scale(self.address, *scale)
         weakref.finalize(self, hb.hb_font_destroy, self.address)

@@ -1,5 +1,6 @@
 """The renderer: text to pages."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -71,16 +72,18 @@ class Renderer:
     def pages(self, text: str, max_patches: int | None = None) -> list[Page]:
         """Render all of ``text`` on as many pages as it needs; they tile it, and each is what :meth:`render` makes of
         its part alone. Empty text gives one page."""
+        return list(self.iter_pages(text, max_patches))
+
+    def iter_pages(self, text: str, max_patches: int | None = None) -> Iterator[Page]:
+        """:meth:`pages` one by one: the pages of a text of 10 MB take more than 1 GB."""
         patches = self._max_patches(max_patches)
         limit = self._limit(patches)
         codepoints = _codepoints(text)
-        pages: list[Page] = []
         start = 0
-        while start < len(codepoints) or not pages:
+        while start < len(codepoints) or start == 0:
             line = self._layout.fitting(codepoints[start:], limit)
-            pages.append(self._text_page(line, start, patches))
-            start += line.end
-        return pages
+            yield self._text_page(line, start, patches)
+            start += max(line.end, 1)
 
     def render_pair(self, first: str, second: str) -> Page:
         """Render ``first``, a black patch, ``second`` and the black end patch, at most ``config.seq_length`` patches.

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.schema import RenderingConfig
 from megatron_pixel.rendering import fonts
 from megatron_pixel.rendering.fonts import FontFile, find_fonts
+from megatron_pixel.rendering.renderer import Renderer
 
 
 def test_chain_of_the_packages() -> None:
@@ -48,6 +50,13 @@ def test_missing_font_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fonts, "_SYSTEM_FOLDERS", ())
     with pytest.raises(UserError, match="apt-get install fonts-noto-core"):
         find_fonts([], "default")
+
+
+def test_a_file_that_is_no_font(tmp_path: Path) -> None:
+    path = tmp_path / "font.ttf"
+    path.write_bytes(b"not a font" * 99)
+    with pytest.raises(UserError, match=r"font\.ttf: is no font file"):
+        Renderer(RenderingConfig(fonts=[str(path)]))
 
 
 def test_system_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
