@@ -109,6 +109,13 @@ def draw(
 
 
 @njit(cache=True)
+def to_color(gray: np.ndarray, page: np.ndarray) -> None:
+    """Copy gray pixels, uint8 [n], into ``page``, uint8 [3 n]."""
+    for i in range(len(gray)):
+        page[3 * i] = page[3 * i + 1] = page[3 * i + 2] = gray[i]
+
+
+@njit(cache=True)
 def draw_color(
     page: np.ndarray,
     size: int,

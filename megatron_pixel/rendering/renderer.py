@@ -207,7 +207,8 @@ class Renderer:
                 self.config.mode == "rgb",
             )
         if self.config.mode == "rgb" and has_color:
-            color = np.repeat(gray, 3)
+            color = np.empty(3 * len(gray), dtype=np.uint8)
+            blit.to_color(gray, color)
             for (line, _), (left, right) in zip(lines, spans, strict=True):
                 blit.draw_color(
                     color,
