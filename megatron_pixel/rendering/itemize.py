@@ -3,7 +3,16 @@
 import numpy as np
 from numba import njit
 
-from megatron_pixel.rendering.shaping import CLUSTER_BOUNDARY, RUN_COLUMNS, WORD_BOUNDARY
+from megatron_pixel.rendering.shaping import (
+    CLUSTER_BOUNDARY,
+    END,
+    FONT,
+    LEVEL,
+    PARAGRAPH,
+    SCRIPT,
+    START,
+    WORD_BOUNDARY,
+)
 from megatron_pixel.rendering.unicode_tables import (
     DEFAULT_IGNORABLE,
     EMOJI,
@@ -22,19 +31,24 @@ NO_FONT = 255
 _PIECE, _LONGEST_RUN = 384, 2048
 _LONGEST_CLUSTER = 64
 
+# Bits of ``word_class``: a page may end after a character of the first kind that stands before one of the second.
+ENDS_WORD, BEGINS_WORD = 1, 2
+_UNSPACED = ("Hani", "Hira", "Kana", "Bopo", "Yiii")
+_NEVER_FIRST = "々ーゝゞヽヾ〻ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶ・：；！？‼⁇⁈⁉、。，．｡､｜～〜…‥％"
+_NEVER_LAST = "＄￥￡"
+
 _SPACE = 0x20
 _NOTHING = 0x2060  # WORD JOINER: never drawn, joins nothing, in no bidi run of its own
 _TEXT_STYLE, _EMOJI_STYLE, _KEYCAP, _JOINER = 0xFE0E, 0xFE0F, 0x20E3, 0x200D
 
 
 @njit(cache=True)
-def replace_controls(codepoints: np.ndarray, drawn: np.ndarray, paragraphs: np.ndarray) -> int:
+def replace_controls(codepoints: np.ndarray, drawn: np.ndarray, paragraphs: np.ndarray) -> None:
     """Say what each character is drawn as (``drawn``, uint32 [n]) and which ends a paragraph (``paragraphs``, bool).
 
     Line breaks of any kind, tab, vertical tab and form feed are one space each, and CR LF is one space. Other controls
-    are not drawn. A lone surrogate is U+FFFD. Returns the largest code point drawn.
+    are not drawn. A lone surrogate is U+FFFD.
     """
-    largest = 0
     before = np.uint32(0)
     for i in range(len(codepoints)):
         c = codepoints[i]
@@ -53,9 +67,7 @@ def replace_controls(codepoints: np.ndarray, drawn: np.ndarray, paragraphs: np.n
             elif 0xD800 <= c < 0xE000:
                 shown = np.uint32(0xFFFD)
         drawn[i] = shown
-        largest = max(largest, shown)
         before = c
-    return largest
 
 
 @njit(cache=True)
@@ -199,12 +211,12 @@ def make_runs(
                 end += 1
         elif start > 0:
             paragraph += 1
-        runs[count, 0] = start
-        runs[count, 1] = end
-        runs[count, 2] = font
-        runs[count, 3] = 0 if font == color_font else group
-        runs[count, 4] = level
-        runs[count, 5] = paragraph
+        runs[count, START] = start
+        runs[count, END] = end
+        runs[count, FONT] = font
+        runs[count, SCRIPT] = 0 if font == color_font else group
+        runs[count, LEVEL] = level
+        runs[count, PARAGRAPH] = paragraph
         if paragraphs[start]:
             paragraph += 1
         count += 1
@@ -242,13 +254,6 @@ def mark_boundaries(
             boundaries[i] |= WORD_BOUNDARY
 
 
-# Bits of ``word_class``: a page may end after a character of the first kind that stands before one of the second.
-ENDS_WORD, BEGINS_WORD = 1, 2
-_UNSPACED = ("Hani", "Hira", "Kana", "Bopo", "Yiii")
-_NEVER_FIRST = "々ーゝゞヽヾ〻ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶ・：；！？‼⁇⁈⁉、。，．｡､｜～〜…‥％"
-_NEVER_LAST = "＄￥￡"
-
-
 def word_classes(
     script: np.ndarray, script_tags: tuple[str, ...], category: np.ndarray, categories: tuple[str, ...]
 ) -> np.ndarray:
@@ -267,6 +272,3 @@ def word_classes(
     classes[0x0F0B] = ENDS_WORD  # the Tibetan mark between syllables
     classes[0x0F40:0x0FBD] |= BEGINS_WORD
     return classes
-
-
-assert RUN_COLUMNS == 6  # `make_runs` fills them by number
