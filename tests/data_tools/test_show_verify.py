@@ -1,0 +1,153 @@
+"""show.py and verify.py on datasets that preprocess.py wrote."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megatron_pixel.data.stores import TokenStore
+from megatron_pixel.data.tokenizer import Tokenizer
+from megatron_pixel.drawing import GROUND
+
+
+@pytest.fixture
+def datasets(tool, corpus, model, font, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.getbasetemp() / "shown"
+    if not folder.exists():
+        rendering = ["--rendering.fonts", font, "--rendering.seq_length", 32]
+        for kind, words in (
+            ("text", ["--tokenizer", model]),
+            ("pixels", rendering),
+            ("pairs", ["--tokenizer", model, *rendering, "--pair.patches", 32, "--pair.tokens", 64]),
+        ):
+            words = ["--heldout-fraction", 0.2, *words]
+            assert tool("preprocess", kind, "--input", corpus, "--output-prefix", folder / kind, *words).status == 0
+    return folder
+
+
+def ink(path: Path) -> int:
+    """Pixels of a picture that are dark."""
+    return int((np.asarray(Image.open(path).convert("L")) < 100).sum())
+
+
+def test_a_page(tool, datasets, tmp_path):
+    picture = tmp_path / "new" / "page.png"
+    result = tool("show", datasets / "pixels", "--index", 3, "--output", picture)
+    assert result.status == 0, result.err
+    assert "pixels dataset" in result.out
+    assert "train 3" in result.out
+    assert ink(picture) > 16 * 16
+    assert np.asarray(Image.open(picture).convert("RGB"))[0, 0].tolist() == list(GROUND)
+
+
+def test_a_pair_and_its_text(tool, datasets, model, font, tmp_path):
+    words = [datasets / "pairs", "--index", 2, "--split", "heldout", "--rendering.fonts", font]
+    result = tool("show", *words, "--output", tmp_path / "page.png")
+    assert result.status == 0, result.err
+    assert "--tokenizer decodes them" in result.out
+    result = tool("show", *words, "--output", tmp_path / "pair.png", "--tokenizer", model)
+    assert result.status == 0, result.err
+    assert "⟨s⟩" in result.out
+    assert ink(tmp_path / "pair.png") > 1.5 * ink(tmp_path / "page.png")  # the same text twice
+
+
+def test_a_row_of_tokens(tool, datasets, model, font, tmp_path):
+    words = [datasets / "text", "--tokenizer", model, "--rendering.fonts", font]
+    result = tool("show", *words, "--index", 1, "--row-length", 50, "--output", tmp_path / "row.png")
+    assert result.status == 0, result.err
+    row = TokenStore(str(datasets / "text")).read(50, 100)
+    text = result.out.split("50 tokens: ")[1]
+    assert text.startswith(Tokenizer(model).decode(row[:3]))
+    assert ink(tmp_path / "row.png") > 256
+
+
+def test_a_text(tool, font, tmp_path, monkeypatch):
+    words = ["--output", tmp_path / "a.png", "--rendering.fonts", font, "--rendering.seq_length", 16]
+    result = tool("show", "--text", "some words of text " * 5, *words)
+    assert result.status == 0, result.err
+    assert "page 1 of 3" in result.out
+    monkeypatch.setattr("sys.stdin", io.StringIO("some words of text " * 5))
+    result = tool("show", "--text", "-", *words[:1], tmp_path / "b.png", *words[2:])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_wrong_requests(tool, datasets, model, corpus, font, tmp_path):
+    def refused(*words: object) -> str:
+        result = tool("show", *words)
+        assert result.status == 2
+        return result.err
+
+    assert "--index 100000: the train split has" in refused(datasets / "pixels", "--index", 100000)
+    assert "--index -1" in refused(datasets / "pairs", "--index", -1)
+    assert "no dataset at" in refused(tmp_path / "nothing")
+    assert "nothing to draw" in refused(datasets / "text", "--output", tmp_path / "x.png")
+    assert "either the prefix of a dataset or --text" in refused("--output", tmp_path / "x.png")
+    other = tmp_path / "other.model"
+    assert tool("tokenizer", "train", "--input", corpus, "--output", other, "--vocab-size", 285).status == 0
+    assert "is not the tokenizer of this dataset" in refused(datasets / "text", "--tokenizer", other)
+    (tmp_path / "file").write_text("")
+    words = ["--text", "a", "--rendering.fonts", font]
+    assert "cannot write" in refused(*words, "--output", tmp_path / "file" / "x.png")
+
+
+@pytest.mark.parametrize("kind", ["text", "pixels", "pairs"])
+def test_a_sound_dataset(tool, datasets, kind):
+    result = tool("verify", datasets / kind)
+    assert result.status == 0
+    assert "DAMAGED" not in result.out
+    lines = [line for line in result.out.splitlines() if line.endswith("sound")]
+    files = [path for path in datasets.iterdir() if path.name.startswith(f"{kind}.")]
+    assert len(lines) == len(files) - 1  # all but the manifest
+    assert tool("verify", "--quick", datasets / kind).status == 0
+
+
+def damaged(datasets: Path, folder: Path, name: str, change) -> Path:
+    for path in datasets.iterdir():
+        shutil.copy(path, folder)
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "name", ["pixels.train.pages.bin", "pixels.codec.columns", "text.heldout.tokens.bin", "pairs.train.tokens.idx"]
+)
+def test_one_wrong_bit_is_found_and_the_file_named(tool, datasets, tmp_path, name):
+    path = damaged(datasets, tmp_path, name, flip)
+    kind = name.split(".")[0]
+    others = {"text", "pixels", "pairs"} - {kind}
+    result = tool("verify", tmp_path / kind, *(tmp_path / other for other in others))
+    assert result.status == 1
+    damages = [line for line in result.out.splitlines() if "DAMAGED" in line]
+    assert damages
+    assert any(name in line for line in damages)
+    assert not any(f"{other}." in line for other in others for line in damages)
+    if name.endswith("pages.bin"):
+        assert any("page " in line and str(path) in line for line in damages)
+
+
+@pytest.mark.parametrize("name", ["pixels.train.pages.bin", "text.train.tokens.idx"])
+def test_a_short_file_and_a_missing_one(tool, datasets, tmp_path, name):
+    path = damaged(datasets, tmp_path, name, lambda data: data[:-5])
+    kind = name.split(".")[0]
+    result = tool("verify", tmp_path / kind)
+    assert result.status == 1
+    assert str(path) in result.out
+    path.unlink()
+    result = tool("verify", tmp_path / kind)
+    assert result.status == 1
+    assert str(path) in result.out
+
+
+def test_no_dataset(tool, tmp_path):
+    result = tool("verify", tmp_path / "nothing")
+    assert result.status == 2
+    assert "no dataset at" in result.err
