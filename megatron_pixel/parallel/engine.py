@@ -71,6 +71,15 @@ class DeepSpeedFile:
         device = self.content.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
         return str(device) != "none"
 
+    @property
+    def touches_all(self) -> bool:
+        """Whether every parameter must take part in every micro-batch: else gradients are silently lost.
+
+        ZeRO 3 reduces a parameter when the module that owns it runs; an offloaded optimizer gets the gradients of a
+        step only for the parameters that its last micro-batch has used.
+        """
+        return self.zero_stage == 3 or self.offloads_optimizer
+
     def check(self, training: TrainingConfig, optimizer: OptimizerConfig, accumulation: int) -> None:
         """Refuse what contradicts the config tree.
 
@@ -137,8 +146,8 @@ def merged_config(
         "eps": optimizer.eps,
         "weight_decay": optimizer.weight_decay,
     }
-    if not file.offloads_optimizer:
-        # torch's AdamW needs no compiler on the machine. An optimizer on the host is DeepSpeed's, made for that.
+    if not (cuda and file.offloads_optimizer):
+        # torch's AdamW needs no compiler on the machine. For an optimizer beside a GPU, on the host, DeepSpeed has one.
         parameters |= {"torch_adam": True, **({"fused": True} if cuda else {})}
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_rows,

@@ -81,7 +81,7 @@ class Run:
             self._objectives,
             config.training.seed,
             tensor_parallel=mesh.tensor_size,
-            touch_all=file.zero_stage == 3,
+            touch_all=file.touches_all,
         )
         model = torch.nn.Sequential(*stages).to(mesh.device)
         self._parameters = _count_parameters(model, mesh.tensor_size)

@@ -21,6 +21,7 @@ SPLITS = {
         "micro-2": ["--training.micro_batch_rows=2"],
         "zero-2": ["--deepspeed_config=ds_configs/zero2.json"],
         "zero-3": ["--deepspeed_config=ds_configs/zero3.json"],
+        "offload": ["--deepspeed_config=ds_configs/offload.json"],
         "bf16": ["--training.precision=bf16"],
         "bf16-micro-2": ["--training.precision=bf16", "--training.micro_batch_rows=2"],
     },
@@ -85,7 +86,9 @@ def test_the_first_step_is_that_of_plain_autograd(everything: Found) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", [(1, "micro-4"), (2, "micro-1"), (2, "micro-2"), (2, "zero-2"), (2, "zero-3")], ids=str
+    "variant",
+    [(1, "micro-4"), (2, "micro-1"), (2, "micro-2"), (2, "zero-2"), (2, "zero-3"), (2, "offload")],
+    ids=str,
 )
 def test_one_process_is_the_truth(found: dict[tuple[int, str], list[Line]], variant: tuple[int, str]) -> None:
     truth, truth_evaluation = split(found[1, "micro-1"])

@@ -115,6 +115,13 @@ def test_fp32_and_offload(tmp_path: Path) -> None:
     assert merged["bf16"] == {"enabled": False}
     assert "data_types" not in merged
     assert "torch_adam" not in merged["optimizer"]["params"]
+    assert "fused" not in merged["optimizer"]["params"]
+    assert merged_config(offload, fp32, OPTIMIZER, 1, cuda=False)["optimizer"]["params"]["torch_adam"] is True
+
+
+@pytest.mark.parametrize(("name", "touches"), [("zero1", False), ("zero2", False), ("zero3", True), ("offload", True)])
+def test_where_every_parameter_must_take_part(name: str, touches: bool) -> None:
+    assert DeepSpeedFile(f"ds_configs/{name}.json").touches_all is touches
 
 
 def test_only_matrices_decay() -> None:
