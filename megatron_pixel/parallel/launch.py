@@ -1,8 +1,6 @@
 """Which rank this process is, told by whatever started it."""
 
-import os
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,13 +23,15 @@ class Launch:
     master_addr: str
     master_port: int
 
-    def export(self) -> None:
-        """Write the five variables that torch.distributed and DeepSpeed read into this process's environment."""
-        os.environ["RANK"] = str(self.rank)
-        os.environ["WORLD_SIZE"] = str(self.world_size)
-        os.environ["LOCAL_RANK"] = str(self.local_rank)
-        os.environ["MASTER_ADDR"] = self.master_addr
-        os.environ["MASTER_PORT"] = str(self.master_port)
+    def variables(self) -> dict[str, str]:
+        """The five environment variables that torch.distributed and DeepSpeed read."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_RANK": str(self.local_rank),
+            "MASTER_ADDR": self.master_addr,
+            "MASTER_PORT": str(self.master_port),
+        }
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
@@ -60,14 +60,7 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
         return _launch("mpirun", environ, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     if "PMI_RANK" in environ:
         return _launch("mpirun", environ, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
-    return Launch("python", 0, 1, 0, "127.0.0.1", free_port())
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return Launch("python", 0, 1, 0, "127.0.0.1", DEFAULT_PORT)
 
 
 def first_host(nodelist: str) -> str:

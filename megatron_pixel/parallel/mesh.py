@@ -92,15 +92,10 @@ def start_mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Mesh:
             f"{launch.world_size} process(es) of this run"
         )
     device = _device(launch)
-    launch.export()
     # Megatron's tensor-parallel layers count on kernels starting in the order of their launches.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
-        )
+        _join(launch, device, timeout)
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         raise UserError(
             f"rank {launch.rank} of {launch.world_size} cannot meet the others at {launch.master_addr}:"
@@ -154,6 +149,19 @@ def mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Iterator[Mes
             stop_mesh()
         raise
     stop_mesh()
+
+
+def _join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
+    options: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size, "timeout": timeout}
+    if launch.launcher == "python":
+        # Nobody to meet: no port is taken, and programs that this one starts do not take themselves for ranks.
+        options["store"] = dist.HashStore()
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on this one
+    else:
+        os.environ.update(launch.variables())
+    if device.type == "cuda":
+        options["device_id"] = device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **options)
 
 
 def _device(launch: Launch) -> torch.device:

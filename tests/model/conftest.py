@@ -8,7 +8,7 @@ from megatron_pixel.config.schema import ModelConfig, ParallelConfig
 from megatron_pixel.parallel.mesh import Mesh, mesh
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_process() -> Iterator[Mesh]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "PMI_RANK"):

@@ -51,8 +51,7 @@ def test_launchers_are_read(environ: dict[str, str], launch: Launch) -> None:
 )
 def test_plain_python_is_one_process(environ: dict[str, str]) -> None:
     launch = read_launch(environ)
-    assert (launch.launcher, launch.rank, launch.world_size, launch.master_addr) == ("python", 0, 1, "127.0.0.1")
-    assert launch.master_port > 0
+    assert (launch.launcher, launch.rank, launch.world_size) == ("python", 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """What the mesh refuses; that it works is tested on two ranks in tests/distributed."""
 
+import os
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ParallelConfig
 from megatron_pixel.parallel.launch import Launch
-from megatron_pixel.parallel.mesh import _device, start_mesh
+from megatron_pixel.parallel.mesh import _device, mesh, start_mesh
 
 
 def test_ranks_that_do_not_divide_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +17,17 @@ def test_ranks_that_do_not_divide_are_refused(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"parallel.tensor 2 x parallel.pipeline 2 = 4 does not divide the 6 process"):
         start_mesh(ParallelConfig(tensor=2, pipeline=2))
+
+
+def test_one_process_leaves_no_rank_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it starts later must not take itself for a rank."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    before = {**os.environ, "CUDA_DEVICE_MAX_CONNECTIONS": "1", "LOCAL_RANK": "0"}
+    with mesh(ParallelConfig()) as here:
+        assert dict(os.environ) == before
+        assert (here.rank, here.world_size, dist.get_world_size()) == (0, 1, 1)
+    assert not dist.is_initialized()
 
 
 def test_gpus_are_taken_by_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
