@@ -24,6 +24,7 @@ from megatron_pixel.data.preprocess_arguments import (
     positive_int,
     reader_from,
 )
+from megatron_pixel.data.preprocess_signals import clean_exit_on_signal
 from megatron_pixel.data.split import DEFAULT_FRACTION
 
 SECTIONS: dict[str, dict[str, type]] = {
@@ -41,23 +42,22 @@ HELP = {
 def main(words: Sequence[str]) -> None:
     """Parse, convert, report."""
     arguments = parse(words)
-    # Imported late: --help and wrong arguments answer at once.
-    from megatron_pixel.data.preprocess_documents import Recipe
-    from megatron_pixel.data.preprocess_report import report_table
-    from megatron_pixel.data.preprocess_signals import clean_exit_on_signal
-    from megatron_pixel.data.preprocessing import preprocess
-
-    sections = SECTIONS[arguments.kind]
-    recipe = Recipe(
-        kind=arguments.kind,
-        heldout_fraction=arguments.heldout_fraction,
-        rendering=from_arguments(arguments, RenderingConfig, "rendering") if "rendering" in sections else None,
-        tokenizer=getattr(arguments, "tokenizer", None),
-        pair=from_arguments(arguments, PairConfig, "pair") if "pair" in sections else None,
-    )
-    reader = reader_from(arguments)
-    command = shlex.join(["data_tools/preprocess.py", *command_line(words, ["--workers"], ["--overwrite"])])
     with clean_exit_on_signal("no dataset was written"):
+        # Imported late: --help and wrong arguments answer at once.
+        from megatron_pixel.data.preprocess_documents import Recipe
+        from megatron_pixel.data.preprocess_report import report_table
+        from megatron_pixel.data.preprocessing import preprocess
+
+        sections = SECTIONS[arguments.kind]
+        recipe = Recipe(
+            kind=arguments.kind,
+            heldout_fraction=arguments.heldout_fraction,
+            rendering=from_arguments(arguments, RenderingConfig, "rendering") if "rendering" in sections else None,
+            tokenizer=getattr(arguments, "tokenizer", None),
+            pair=from_arguments(arguments, PairConfig, "pair") if "pair" in sections else None,
+        )
+        reader = reader_from(arguments)
+        command = shlex.join(["data_tools/preprocess.py", *command_line(words, ["--workers"], ["--overwrite"])])
         report = preprocess(
             reader, recipe, arguments.output_prefix, arguments.workers, arguments.overwrite, command, quiet=False
         )

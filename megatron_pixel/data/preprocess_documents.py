@@ -1,6 +1,6 @@
 """What happens to a document on its way into a dataset: tokens, pages, or chunks of both. Runs in worker processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,9 @@ from megatron_pixel.data.split import is_heldout
 from megatron_pixel.data.tokenizer import Tokenizer
 from megatron_pixel.rendering.page import Page
 from megatron_pixel.rendering.renderer import Renderer
+
+Chunk = tuple[Page, np.ndarray | None]
+"""A page, and in pair datasets the tokens of the same characters."""
 
 
 @dataclass
@@ -52,6 +55,8 @@ class Converter:
         self._recipe = recipe
         self.renderer = Renderer(recipe.rendering) if recipe.rendering else None
         self.tokenizer = Tokenizer(recipe.tokenizer) if recipe.tokenizer else None
+        self.codec = recipe.codec
+        """Built from the first pages of the corpus, so set later in the process that renders these."""
         self._chunker: PairChunker | None = None
         if recipe.kind == "pairs":
             assert self.renderer is not None
@@ -59,31 +64,25 @@ class Converter:
             assert recipe.pair is not None
             self._chunker = PairChunker(first_page(self.renderer), self.tokenizer, recipe.pair)
 
-    @property
-    def patch_size(self) -> int:
-        """Height and width of a patch in pixels."""
-        assert self._recipe.rendering is not None
-        return self._recipe.rendering.patch_size
-
     def __call__(self, batch: Sequence[Document]) -> list[Converted]:
         return [self.convert(document.text) for document in batch]
 
-    def convert(self, text: str) -> Converted:
-        """One document."""
+    def convert(self, text: str, chunks: Iterable[Chunk] | None = None) -> Converted:
+        """One document; ``chunks`` are its :meth:`chunks` where they are known already."""
         result = Converted(is_heldout(text, self._recipe.heldout_fraction))
         if self._recipe.kind == "text":
             assert self.tokenizer is not None
             result.tokens.append(with_ends(self.tokenizer, self.tokenizer.encode(text), last=True))
             return result
-        assert self._recipe.codec is not None
-        for page, tokens in self.chunks(text):
-            result.pages.append(self._recipe.codec.encode(page))
+        assert self.codec is not None
+        for page, tokens in self.chunks(text) if chunks is None else chunks:
+            result.pages.append(self.codec.encode(page))
             result.patches.append(page.num_patches)
             if tokens is not None:
                 result.tokens.append(tokens)
         return result
 
-    def chunks(self, text: str) -> Iterator[tuple[Page, np.ndarray | None]]:
+    def chunks(self, text: str) -> Iterator[Chunk]:
         """The pages of a document, each with its tokens where the dataset holds pairs."""
         assert self.renderer is not None
         if self._recipe.kind == "pixels":

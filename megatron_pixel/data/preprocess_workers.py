@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -19,18 +19,15 @@ _AHEAD = 4
 """Items in flight for each process: enough that none waits for a slow neighbour, few enough to keep memory flat."""
 
 
-def ordered_map(make: Callable[[], Callable[[T], R]], items: Iterable[T], workers: int) -> Iterator[R]:
+def ordered_map(make: Callable[[], Callable[[T], R]], items: Iterable[T], workers: int) -> Generator[R]:
     """Results of ``make()(item)`` in the order of ``items``.
 
-    ``make`` runs once in each process (it builds fonts, tables, a tokenizer); with one worker everything runs in this
-    process. Closing the iterator, or an exception out of ``items``, ends the processes at once.
+    ``make`` runs once in each process (it builds fonts, tables, a tokenizer). Closing the generator, or an exception
+    out of ``items``, ends the processes at once.
 
     Raises:
         UserError: a process died, for instance for want of memory. Exceptions of the work itself pass through.
     """
-    if workers <= 1:
-        yield from map(make(), items)
-        return
     # Not forked: threads of numba and of the readers do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(make,))

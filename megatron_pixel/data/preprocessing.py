@@ -4,17 +4,18 @@ The bytes written depend on the documents and the settings, not on the number of
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import PairConfig
-from megatron_pixel.data.codec import PageCodec, codec_class, train_codec
+from megatron_pixel.data.codec import codec_class, train_codec
 from megatron_pixel.data.documents import Document, DocumentReader
 from megatron_pixel.data.manifest import Manifest, SplitEntry
 from megatron_pixel.data.preprocess_chunks import LEAST_PAIR_PATCHES, LEAST_PAIR_TOKENS
-from megatron_pixel.data.preprocess_documents import Converter, Recipe
+from megatron_pixel.data.preprocess_documents import Chunk, Converted, Converter, Recipe
 from megatron_pixel.data.preprocess_progress import Progress
 from megatron_pixel.data.preprocess_workers import ordered_map
 from megatron_pixel.data.preprocess_writer import DatasetWriter
@@ -22,6 +23,8 @@ from megatron_pixel.rendering.page import Page
 
 _BATCH_CHARACTERS = 1 << 16
 _BATCH_DOCUMENTS = 256
+_FEW_BATCHES = 48
+"""About three million characters, the work of a few seconds."""
 _CODEC = "columns"
 
 
@@ -66,23 +69,25 @@ def preprocess(
         DatasetWriter(prefix, recipe.kind, vocab_size, overwrite) as writer,
         Progress(reader, quiet) as progress,
     ):
-        documents: Iterable[Document] = iter(reader)
-        codec = None
+        documents = iter(reader)
+        sample: list[tuple[Document, Iterable[Chunk]]] = []
         if recipe.kind != "text":
-            sample, codec = _build_codec(converter, iter(documents))
-            recipe = replace(recipe, codec=codec)
-            documents = chain(sample, documents)
-        done = pages = 0
-        for batch in ordered_map(recipe.make, _batches(documents), workers):
-            for document in batch:
-                writer.add(document)
-                pages += len(document.pages)
-            done += len(batch)
-            progress.update(done, pages)
+            sample, pages = _sample(converter, documents)
+            converter.codec = train_codec(pages, _CODEC)
+            recipe = replace(recipe, codec=converter.codec)
+        known = ([converter.convert(document.text, chunks)] for document, chunks in sample)
+        done = num_pages = 0
+        with closing(_convert(converter, recipe, documents, workers)) as others:
+            for batch in chain(known, others):
+                for document in batch:
+                    writer.add(document)
+                    num_pages += len(document.pages)
+                done += len(batch)
+                progress.update(done, num_pages)
         if done == 0:
             raise UserError(f"no documents in {', '.join(reader.paths)}{_skips(reader.skipped)}; nothing was written")
         manifest = writer.finish(
-            codec,
+            converter.codec,
             rendering=converter.renderer.fingerprint() if converter.renderer else None,
             tokenizer=converter.tokenizer.fingerprint() if converter.tokenizer else None,
             pair=asdict(recipe.pair) if recipe.pair else None,
@@ -107,17 +112,34 @@ def _check_caps(pair: PairConfig) -> None:
             raise UserError(f"--pair.{name} {value} is too small to hold a word; {least} is the least")
 
 
-def _build_codec(converter: Converter, documents: Iterator[Document]) -> tuple[list[Document], PageCodec]:
-    """A codec for pages like the first ones, and the documents that were taken from the input for it."""
+def _sample(
+    converter: Converter, documents: Iterator[Document]
+) -> tuple[list[tuple[Document, Iterable[Chunk]]], list[Page]]:
+    """The first documents, each with its chunks, and as many of their pages as the codec likes to learn from."""
     wanted = codec_class(_CODEC).sample_pages
-    sample: list[Document] = []
+    sample: list[tuple[Document, Iterable[Chunk]]] = []
     pages: list[Page] = []
     for document in documents:
-        sample.append(document)
-        pages += (page for page, _ in islice(converter.chunks(document.text), wanted - len(pages)))
+        chunks = converter.chunks(document.text)
+        taken = list(islice(chunks, wanted - len(pages)))
+        pages += [page for page, _ in taken]
+        sample.append((document, chain(taken, chunks)))
         if len(pages) >= wanted:
             break
-    return sample, train_codec(pages, _CODEC)
+    return sample, pages
+
+
+def _convert(
+    converter: Converter, recipe: Recipe, documents: Iterator[Document], workers: int
+) -> Generator[list[Converted]]:
+    """Documents in batches, converted in this process if there are few: others would start longer than they help."""
+    batches = _batches(documents)
+    first = list(islice(batches, _FEW_BATCHES)) if workers > 1 else []
+    if workers == 1 or len(first) < _FEW_BATCHES:
+        yield from map(converter, chain(first, batches))
+    else:
+        with closing(ordered_map(recipe.make, chain(first, batches), workers)) as results:
+            yield from results
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -160,7 +160,8 @@ def test_a_run_that_is_stopped_leaves_nothing(model, tmp_path, stop):
     process = start(*words, stdin=subprocess.PIPE)
     assert process.stdin is not None
     record = json.dumps({"text": "word " * 2000}) + "\n"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
+    process.stdin.write(record * 400)  # enough for other processes to be worth their start
     while not len(workers := children(process.pid)) >= 2:  # until it is at work, waiting for more input
         assert time.monotonic() < deadline
         process.stdin.write(record * 10)
@@ -177,13 +178,13 @@ def test_a_run_that_is_stopped_leaves_nothing(model, tmp_path, stop):
         process.stdin = None
         _, err = process.communicate(timeout=60)
         assert process.returncode == 2
-        assert err.startswith("error: a worker process died")
+        assert "error: a worker process died" in err
     else:
         number = signal.Signals[stop]
         os.killpg(process.pid, number)  # as a terminal and a scheduler do: to every process
         _, err = process.communicate(timeout=60)
         assert process.returncode == 128 + number
-        assert err.strip() == f"stopped by {stop}: no dataset was written"
+        assert err.splitlines()[-1] == f"stopped by {stop}: no dataset was written"
     assert left(tmp_path) == []
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
