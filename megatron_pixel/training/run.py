@@ -29,6 +29,9 @@ from megatron_pixel.training.progress import Progress, losses_line
 from megatron_pixel.training.resume import Layout
 from megatron_pixel.training.summary import start_block
 
+READ_AHEAD_BYTES = 2 << 30
+"""Host memory for patches read ahead, on each rank."""
+
 
 class Run:
     """Everything that a run holds open. Use it as a context manager.
@@ -124,7 +127,8 @@ class Run:
         steps = range(self._done, self._last)
         signals = StopSignals()
         try:
-            with PrefetchLoader(self._reader, steps, mesh.data_rank, mesh.data_size, config.data.prefetch) as loader:
+            depth = _read_ahead(config, len(self._kinds))
+            with PrefetchLoader(self._reader, steps, mesh.data_rank, mesh.data_size, depth) as loader:
                 stopped_by = train(
                     trainer,
                     loader,
@@ -212,6 +216,17 @@ class Run:
         if self._config.checkpoint.resume != "auto":
             remedy += ", with --checkpoint.resume auto"
         return f"stopped by {stopped_by} after step {self._done:,} of {total:,}; to continue, {remedy}"
+
+
+def _read_ahead(config: RunConfig, accumulation: int) -> int:
+    """Micro-batches to read ahead.
+
+    A step starts with all of its micro-batches in hand, as their targets are counted first: less than a step read ahead
+    would let the device wait for the rest. A step of very many is read ahead as far as the memory for it goes.
+    """
+    model = config.model
+    values = model.seq_length * model.patch_size**2 * model.num_channels * config.training.micro_batch_rows
+    return max(config.data.prefetch, min(accumulation, READ_AHEAD_BYTES // values))
 
 
 def _count_parameters(model: torch.nn.Module, tensor_parallel: int) -> int:
