@@ -1,5 +1,6 @@
 """What a person sees while documents are read: a bar on a terminal, a line now and then in a log file."""
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -22,7 +23,13 @@ class Progress:
         self._bar: tqdm[NoReturn] | None = None
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(
-                total=reader.total_bytes, unit="B", unit_scale=True, dynamic_ncols=True, leave=False, file=sys.stderr
+                total=reader.total_bytes,
+                unit="B",
+                unit_scale=True,
+                ncols=shutil.get_terminal_size().columns,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+                leave=False,
+                file=sys.stderr,
             )
 
     @property
