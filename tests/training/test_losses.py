@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from megatron_pixel.config.schema import LossConfig, ModelConfig, PairConfig
+from megatron_pixel.data.rows import Kind, Modality, stack_rows
+from megatron_pixel.data.synthetic import SyntheticSource
+from megatron_pixel.model.objectives import LossSum, pretraining_objectives
+from megatron_pixel.parallel.mesh import Mesh
+from megatron_pixel.training.losses import LossTotals, StepCounts, micro_batch_loss
+
+OBJECTIVES = pretraining_objectives(ModelConfig(), LossConfig(token_weight=1.0, patch_weight=0.5))
+
+
+def term(total: float, count: int) -> LossSum:
+    return LossSum(torch.tensor(total, requires_grad=True), count)
+
+
+def test_means_over_all_targets_not_over_micro_batches(one_process: Mesh) -> None:
+    totals = LossTotals(one_process.device)
+    totals.add(Kind.TEXT, {"token": term(10.0, 4)})
+    totals.add(Kind.TEXT, {"token": term(2.0, 1)})
+    totals.add(Kind.PAIR, {"token": term(6.0, 5), "patch": term(3.0, 2)})
+    totals.add(Kind.PIXEL, {"patch": term(1.0, 2)})
+    means = totals.means(OBJECTIVES, one_process.data_group)
+    assert means == {
+        "loss_token_text": 12 / 5,
+        "loss_token_pair": 6 / 5,
+        "loss_patch_pixel": 1 / 2,
+        "loss_patch_pair": 3 / 2,
+        "loss": pytest.approx(18 / 10 + 0.5 * 4 / 4),
+    }
+
+
+def test_what_has_no_target_is_none(one_process: Mesh) -> None:
+    totals = LossTotals(one_process.device)
+    totals.add(Kind.TEXT, {"token": term(9.0, 3), "patch": term(0.0, 0)})
+    means = totals.means(OBJECTIVES, one_process.data_group)
+    assert (means["loss"], means["loss_token_text"]) == (3.0, 3.0)
+    assert (means["loss_token_pair"], means["loss_patch_pixel"], means["loss_patch_pair"]) == (None, None, None)
+
+
+def test_a_micro_batch_is_scaled_so_that_averaging_cancels() -> None:
+    token, patch = term(6.0, 3), term(8.0, 4)
+    loss = micro_batch_loss(
+        {"token": token, "patch": patch}, OBJECTIVES, {"token": 12, "patch": 16}, data_parallel=2, accumulation=5
+    )
+    assert loss.item() == pytest.approx((6 / 12 + 0.5 * 8 / 16) * 10)
+    loss.backward()
+    assert token.sum.grad is not None
+    assert token.sum.grad.item() == pytest.approx(10 / 12)
+
+
+def test_an_objective_without_any_target_still_takes_part() -> None:
+    patch = term(0.0, 0)
+    loss = micro_batch_loss({"token": term(6.0, 3), "patch": patch}, OBJECTIVES, {"token": 3, "patch": 0}, 1, 1)
+    loss.backward()
+    assert patch.sum.grad is not None, "ranks that disagree about which parameters have a gradient would hang"
+
+
+@pytest.mark.parametrize("end_patch", [True, False])
+def test_counts_of_a_step(one_process: Mesh, end_patch: bool) -> None:
+    model, pair = ModelConfig(vocab_size=64, seq_length=16, patch_size=4), PairConfig(patches=8, tokens=8)
+    sources = {kind: SyntheticSource(kind, "train", model, pair) for kind in Kind}
+    batches = [stack_rows(kind, [source.row(i) for i in range(3)]) for kind, source in sources.items()]
+    counts = StepCounts(batches, OBJECTIVES, end_patch, one_process.data_group, one_process.device)
+    patches = sum(int((batch.modality == Modality.PATCH).sum()) for batch in batches)
+    assert counts.patches == patches
+    # A page of n patches has n - 1 targets, one less without its end patch; there are six pages.
+    assert counts.targets["patch"] == patches - 6 * (1 if end_patch else 2)
+    assert counts.positions == sum(int((batch.modality != Modality.PADDING).sum()) for batch in batches)
+    assert 0 < counts.targets["token"] < counts.positions - patches
