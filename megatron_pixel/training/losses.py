@@ -70,26 +70,27 @@ def micro_batch_loss(
 
 
 class LossTotals:
-    """Sums and counts of losses by key of metrics.jsonl, kept on the device until :meth:`means` asks for them."""
+    """Sums and counts of losses by key of metrics.jsonl; sums stay on the device until :meth:`means` asks for them."""
 
     def __init__(self, device: torch.device) -> None:
         self._places = {key: place for place, key in enumerate(KEYS.values())}
-        self._totals = torch.zeros(len(KEYS), 2, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(len(KEYS), dtype=torch.float64, device=device)
+        self._counts = [0] * len(KEYS)
 
     def add(self, kind: Kind, terms: Mapping[str, LossSum]) -> None:
         """Add one micro-batch."""
         for name, term in terms.items():
             if term.count:
-                self._totals[self._places[KEYS[kind, name]]] += torch.stack(
-                    [term.sum.detach().double(), term.sum.new_tensor(term.count, dtype=torch.float64)]
-                )
+                place = self._places[KEYS[kind, name]]
+                self._sums[place] += term.sum.detach()
+                self._counts[place] += term.count
 
     def means(self, objectives: Sequence[Objective], group: dist.ProcessGroup) -> dict[str, float | None]:
         """Losses over all data-parallel ranks by key; None without targets. ``loss`` is the weighted sum of the means.
 
         Collective over ``group``.
         """
-        totals = self._totals.clone()
+        totals = torch.stack([self._sums, self._sums.new_tensor(self._counts)], dim=1)
         dist.all_reduce(totals, group=group)
         sums = dict(zip(self._places, totals.tolist(), strict=True))
         means: dict[str, float | None] = {"loss": 0.0}

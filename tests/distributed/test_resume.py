@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from megatron_pixel.config.errors import UserError
+from megatron_pixel.data.mixture import MixtureReader
 from megatron_pixel.parallel.mesh import Mesh, mesh
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training import run as run_module
@@ -87,6 +88,16 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def on_other_data(config: Any, here: Mesh) -> str:
+    """The run meets datasets that give other numbers of rows."""
+    original = MixtureReader.consumed
+    MixtureReader.consumed = lambda self, steps: {"text:synthetic": 8 * steps - 1}  # type: ignore[method-assign]
+    try:
+        return told(config, here)
+    finally:
+        MixtureReader.consumed = original  # type: ignore[method-assign]
+
+
 def refusals(root: Path, here: Mesh) -> dict[str, str]:
     words = [*STEPS, "--training.stop_after=2"]
     train(tiny(root, *words), here)
@@ -96,6 +107,7 @@ def refusals(root: Path, here: Mesh) -> dict[str, str]:
         "zero": told(tiny(root, *go_on, "--deepspeed_config=ds_configs/zero2.json"), here),
         "folder": told(tiny(root, *go_on, "--checkpoint.resume=/nowhere"), here),
         "elsewhere": told(tiny(root / "copy", *go_on, f"--checkpoint.resume={root}/checkpoints/step-00000002"), here),
+        "data": on_other_data(tiny(root, *go_on), here),
         "done": told(tiny(root, *words), here),
         "free": told(tiny(root, *go_on, "--training.micro_batch_rows=1"), here),
         "allowed": told(tiny(root, *STEPS, "--optimizer.lr=0.5", "--checkpoint.allow_changes=optimizer.lr"), here),
@@ -206,6 +218,7 @@ def test_changes_at_resume(found: dict[str, Any]) -> None:
     assert "training.seed: 1234 in the checkpoint, 7 now" in said["lr"]
     assert "written by another layout" in said["zero"]
     assert said["folder"] == "error: checkpoint.resume: there is no folder /nowhere\n"
+    assert "the datasets are not those that the checkpoint was trained on" in said["data"]
     assert "nothing to do: step 2 of 6 is done" in said["done"]
     assert "changed optimizer.lr: 0.001 -> 0.5" in said["allowed"]
     assert "stopped by training.stop_after after step 3" in said["elsewhere"]
