@@ -1,13 +1,18 @@
-"""A map over processes that keeps the order, holds a bounded number of items and notices when a process dies."""
+"""A map over processes that keeps the order, holds a bounded number of items, notices a dead process and always ends.
+
+Each process has a pipe of its own and a thread here that waits for it. The pools of the standard library share queues
+between processes, and a process that dies at the wrong moment leaves those locked.
+"""
 
 import multiprocessing
-import os
 import signal
-import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from megatron_pixel.config.errors import UserError
@@ -28,62 +33,85 @@ def ordered_map(make: Callable[[], Callable[[T], R]], items: Iterable[T], worker
     Raises:
         UserError: a process died, for instance for want of memory. Exceptions of the work itself pass through.
     """
-    # Not forked: threads of numba and of the readers do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(make,))
+    processes = _start(make, workers)
+    idle: SimpleQueue[_Process] = SimpleQueue()
+    for process in processes:
+        idle.put(process)
+
+    def work(item: T) -> R:
+        process = idle.get()
+        try:
+            return process.call(item)
+        finally:
+            idle.put(process)
+
+    threads = ThreadPoolExecutor(workers)
     pending: deque[Future[R]] = deque()
     try:
         for item in items:
-            pending.append(_submit(pool, item))
+            pending.append(threads.submit(work, item))
             while len(pending) >= workers * _AHEAD:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process died before its work was done (killed, or out of memory?); no dataset was written. "
-            "Try fewer --workers"
-        ) from None
     finally:
-        _shut_down(pool)
+        threads.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()  # they hold no files; a thread that waits for one returns now
+        threads.shutdown(wait=True)
 
 
-def _submit(pool: ProcessPoolExecutor, item: T) -> "Future[Any]":
-    """Submit with SIGINT blocked: processes started here inherit that, so Ctrl-C reaches this process alone."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+def _start(make: Callable[[], Callable[[Any], Any]], workers: int) -> "list[_Process]":
+    """Start processes that never see SIGINT or SIGTERM: they inherit the mask, and this process ends them itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
-        return pool.submit(_work, item)
+        return [_Process(make) for _ in range(workers)]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _shut_down(pool: ProcessPoolExecutor) -> None:
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()
+class _Process:
+    """One process and the pipe to it."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        # Not forked: threads of numba and of the readers do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the pipe breaks when the process dies
+
+    def call(self, item: Any) -> Any:
+        try:
+            self._connection.send(item)
+            error, result = self._connection.recv()
+        except (EOFError, OSError):
+            raise UserError(
+                "a worker process died before its work was done (killed, or out of memory?); no dataset was written. "
+                "Try fewer --workers"
+            ) from None
+        if error is not None:
+            raise error
+        return result
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
 
 
-_worker: Callable[[Any], Any] | None = None
-
-
-def _start_worker(make: Callable[[], Callable[[Any], Any]]) -> None:
-    global _worker
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = make()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed cannot end its workers; each watches for that."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _work(item: Any) -> Any:
-    assert _worker is not None
-    return _worker(item)
+def _serve(connection: Connection, make: Callable[[], Callable[[Any], Any]]) -> None:
+    """The life of a process: it ends when the pipe does, which is also when the parent dies."""
+    worker: Callable[[Any], Any] | None = None
+    with suppress(EOFError, OSError):
+        while True:
+            item = connection.recv()
+            error: Exception | None = None
+            result = None
+            try:
+                worker = worker or make()
+                result = worker(item)
+            except UserError as caught:
+                error = UserError(*caught.args)
+            except Exception:
+                error = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
+            connection.send((error, result))
