@@ -45,8 +45,9 @@ class ReaderOptions:
 class DocumentReader:
     """Iterates over the documents of ``paths`` in order.
 
-    While and after iterating, ``documents`` counts what was yielded, ``skipped`` what was left out by reason, and
-    ``bytes_done`` how much of ``total_bytes`` was read (None with standard input, whose size nobody knows).
+    While and after iterating, ``documents`` and ``text_bytes`` (in UTF-8) count what was yielded, ``skipped`` what was
+    left out by reason, and ``bytes_done`` how much of the files' ``total_bytes`` was read (None with standard input,
+    whose size nobody knows).
 
     Raises:
         UserError: at construction for a missing or unreadable file and an unknown ending; while iterating for a bad
@@ -64,6 +65,7 @@ class DocumentReader:
         sizes = {path: inputs.check_input_file(path) for path in self.paths if path != STDIN}
         self.total_bytes = None if STDIN in self.paths else sum(sizes[path] for path in self.paths)
         self.documents = 0
+        self.text_bytes = 0
         self.bytes_done = 0
         self.skipped: Counter[str] = Counter()
 
@@ -74,6 +76,7 @@ class DocumentReader:
         for path, file_format in zip(self.paths, self.formats, strict=True):
             for document in self._documents_of(path, file_format):
                 self.documents += 1
+                self.text_bytes += len(document.text.encode())
                 yield document
                 if limit is not None and self.documents >= limit:
                     return

@@ -57,7 +57,7 @@ class Progress:
 
     def _rates(self, documents: int, pages: int) -> str:
         seconds = max(self.seconds, 1e-9)
-        text = f"{documents / seconds:,.0f} documents/s, {self._reader.bytes_done / seconds / 1e6:.1f} MB/s"
+        text = f"{documents / seconds:,.0f} documents/s, {self._reader.text_bytes / seconds / 1e6:.1f} MB/s"
         return f"{text}, {pages / seconds:,.0f} pages/s" if pages else text
 
     def __enter__(self) -> Self:

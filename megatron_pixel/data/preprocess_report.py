@@ -8,7 +8,7 @@ def report_table(report: Report, prefix: str) -> str:
     """What was read, left out and written, a line each."""
     manifest, total = report.manifest, report.total
     source = manifest.source
-    rows: list[tuple[str, str]] = [("documents read", f"{source['documents']:,}")]
+    rows = [("documents read", f"{source['documents']:,} ({report.text_bytes / 1e6:,.1f} MB of text)")]
     rows += [(f"skipped: {reason}", f"{count:,}") for reason, count in sorted(report.skipped.items())]
     if not report.skipped:
         rows.append(("skipped", "0"))
@@ -21,7 +21,7 @@ def report_table(report: Report, prefix: str) -> str:
         rows.append(("tokens", f"{total.tokens:,}"))
     seconds = max(report.seconds, 1e-9)
     rows.append(("seconds", f"{report.seconds:.1f}"))
-    rates = [f"{source['documents'] / seconds:,.0f} documents/s", f"{source['bytes'] / seconds / 1e6:.2f} MB/s"]
+    rates = [f"{source['documents'] / seconds:,.0f} documents/s", f"{report.text_bytes / seconds / 1e6:.2f} MB/s"]
     if manifest.kind != "text":
         rates.append(f"{total.sequences / seconds:,.0f} pages/s")
     rows.append(("rate", ", ".join(rates)))

@@ -34,6 +34,8 @@ class Report:
 
     manifest: Manifest
     skipped: Counter[str]
+    text_bytes: int
+    """Bytes of all documents in UTF-8."""
     page_bytes: int
     """Bytes of all encoded pages."""
     seconds: float
@@ -100,7 +102,7 @@ def preprocess(
             },
             command=command,
         )
-        return Report(manifest, reader.skipped, writer.page_bytes, progress.seconds)
+        return Report(manifest, reader.skipped, reader.text_bytes, writer.page_bytes, progress.seconds)
 
 
 def _check_caps(pair: PairConfig) -> None:

@@ -73,6 +73,7 @@ def test_positions_and_progress(tmp_path):
     second = write(tmp_path, "b.jsonl.gz", gzip.compress(json_lines(["three"])))
     reader = DocumentReader([first, second])
     assert list(reader) == [Document("one", first, 2), Document("two", first, 3), Document("three", second, 1)]
+    assert reader.text_bytes == len("onetwothree")
     assert reader.bytes_done == reader.total_bytes == sum(Path(path).stat().st_size for path in (first, second))
 
 

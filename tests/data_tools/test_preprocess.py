@@ -42,7 +42,7 @@ def test_the_three_kinds(tool, corpus, model, font, tmp_path):
     assert manifests["pairs"].pair["tokens"] == 40
     assert manifests["pairs"].tokenizer["vocab_size"] == 300
     for line in (
-        "documents read  40",
+        "documents read  40 (",
         "skipped         0",
         "pages ",
         "patches ",
@@ -97,7 +97,7 @@ def test_bad_records_are_counted_where_that_was_asked_for(tool, model, tmp_path)
     assert result.status == 0
     table = dict(line.rsplit("  ", 1) for line in result.out.splitlines())
     counts = {name.strip(): value.strip() for name, value in table.items()}
-    assert counts["documents read"] == "2"
+    assert counts["documents read"] == "2 (0.0 MB of text)"
     assert {name: value for name, value in counts.items() if name.startswith("skipped")} == {
         "skipped: broken JSON": "1",
         "skipped: missing key": "1",
