@@ -70,6 +70,10 @@ class MixtureReader:
             self._streams[kind] = _Stream(sources[kind], seed)
         self._places = lru_cache(maxsize=4)(self._make_places)
 
+    def num_rows(self, kind: Kind) -> int:
+        """Rows of this kind in all of its sources."""
+        return self._streams[kind].num_rows
+
     def num_micro_batches(self, dp_size: int) -> int:
         """Micro-batches of a step on each rank: the steps of gradient accumulation."""
         return len(self._places(dp_size))
@@ -202,6 +206,10 @@ class _Stream:
         self._orders = [
             RowOrder(source.num_rows, source.rows_per_block, derive_key(seed, source.name)) for source in self._sources
         ]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(source.num_rows for source in self._sources)
 
     def locate(self, k: int) -> tuple[Source, int]:
         """Source and row index of row ``k`` of the stream."""

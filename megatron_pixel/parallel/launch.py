@@ -113,6 +113,6 @@ def _master_addr(environ: Mapping[str, str], launcher: str, size: int) -> str:
 
 
 def _default_port(environ: Mapping[str, str], launcher: str) -> int:
-    # Jobs that share a node must not meet at one port.
+    # Jobs that share a node must not meet at one port; ephemeral ports begin at 32768.
     job = environ.get("SLURM_JOB_ID", "")
-    return 20000 + int(job) % 20000 if launcher == "srun" and job.isdecimal() else DEFAULT_PORT
+    return 10000 + int(job) % 20000 if launcher == "srun" and job.isdecimal() else DEFAULT_PORT

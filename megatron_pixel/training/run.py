@@ -12,9 +12,8 @@ import torch.distributed as dist
 from megatron_pixel.config.loader import save_config
 from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.data.loader import PrefetchLoader
-from megatron_pixel.data.mixture import Mixture, MixtureReader, open_heldout
+from megatron_pixel.data.mixture import open_heldout, open_training
 from megatron_pixel.data.rows import Kind
-from megatron_pixel.data.sources import open_sources
 from megatron_pixel.drawing import prediction_sheet
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import build_stages
@@ -63,14 +62,13 @@ class Run:
 
     def _open_data(self) -> None:
         config = self._config
-        mixture = Mixture.from_config(config.data, config.training, self._mesh.data_size)
-        sources = open_sources(mixture.rows_per_step, "train", config.data, config.model, config.pair)
-        self._reader = MixtureReader(mixture, sources, config.training.seed)
+        size = self._mesh.data_size
+        self._reader = open_training(config.data, config.model, config.pair, config.training, size)
         self._heldout = open_heldout(config.data, config.model, config.pair, config.training, config.evaluation)
-        self._kinds = mixture.schedule(self._mesh.data_size)
+        mixture = self._reader.mixture
+        self._kinds = mixture.schedule(size)
         self._rows: Mapping[Kind, tuple[int, int]] = {
-            kind: (count, sum(source.num_rows for _, source in sources[kind]))
-            for kind, count in mixture.rows_per_step.items()
+            kind: (count, self._reader.num_rows(kind)) for kind, count in mixture.rows_per_step.items()
         }
 
     def _build_model(self) -> None:

@@ -27,10 +27,10 @@ MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
     ("environ", "launch"),
     [
         (TORCH, Launch("torchrun", 5, 8, 1, "head", 4000)),
-        (SLURM, Launch("srun", 5, 8, 1, "gpu07", 20000 + 70123 % 20000)),
+        (SLURM, Launch("srun", 5, 8, 1, "gpu07", 10000 + 70123 % 20000)),
         ({**SLURM, **PLACE}, Launch("srun", 5, 8, 1, "head", 4000)),
-        ({**SLURM, "SLURM_STEP_NUM_NODES": "1"}, Launch("srun", 5, 8, 1, "127.0.0.1", 20000 + 70123 % 20000)),
-        ({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "8"}, Launch("srun", 5, 8, 1, "gpu07", 20000 + 70123 % 20000)),
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "1"}, Launch("srun", 5, 8, 1, "127.0.0.1", 10000 + 70123 % 20000)),
+        ({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "8"}, Launch("srun", 5, 8, 1, "gpu07", 10000 + 70123 % 20000)),
         ({**SLURM, **TORCH}, Launch("torchrun", 5, 8, 1, "head", 4000)),
         (OPEN_MPI, Launch("mpirun", 1, 2, 1, "127.0.0.1", 29500)),
         ({**OPEN_MPI, **PLACE}, Launch("mpirun", 1, 2, 1, "head", 4000)),
