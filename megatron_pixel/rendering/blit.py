@@ -109,6 +109,42 @@ def draw(
 
 
 @njit(cache=True)
+def collect_marks(
+    size: int,
+    baseline: int,
+    left: int,
+    right: int,
+    origin: int,
+    glyphs: np.ndarray,
+    run_glyphs: np.ndarray,
+    run_x: np.ndarray,
+    order: np.ndarray,
+    table: np.ndarray,
+    marks: np.ndarray,
+) -> int:
+    """Fill ``marks`` (int32 [3, glyphs]) with what :func:`draw` draws, runs in ``order``; see ``page.Marks``.
+
+    Returns how many there are.
+    """
+    count = 0
+    for r in order:
+        for k in range(run_glyphs[r], run_glyphs[r + 1]):
+            glyph = glyphs[GLYPH, k]
+            pen = origin + run_x[r] + glyphs[X, k]
+            first = pen + table[LEFT, glyph]
+            if first >= right or first + table[WIDTH, glyph] < left:
+                continue
+            up = 0 if table[COLOR, glyph] >= 0 or table[WIDTH, glyph] == 0 else glyphs[Y, k]
+            if up != 0 and baseline != ANYWHERE:
+                up = min(max(up, baseline - size - table[BOTTOM, glyph]), baseline - table[TOP, glyph])
+            marks[0, count] = glyph
+            marks[1, count] = up
+            marks[2, count] = pen
+            count += 1
+    return count
+
+
+@njit(cache=True)
 def to_color(gray: np.ndarray, page: np.ndarray) -> None:
     """Copy gray pixels, uint8 [n], into ``page``, uint8 [3 n]."""
     for i in range(len(gray)):

@@ -6,6 +6,21 @@ import numpy as np
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Marks:
+    """What stands where on a page: its glyphs, from which it can be drawn again."""
+
+    glyphs: np.ndarray
+    """int32 [3, k]: number of the glyph over all fonts of the chain, pixels that it stands above the baseline (0 for
+    color), and the page column of its pen. Runs from left to right, segments one after the other; glyphs without ink
+    (spaces) are here too, glyphs wholly outside their segment are not."""
+    black: tuple[int, ...]
+    """The black patches, one at the end of each segment. A segment begins after the black patch before it, and its
+    glyphs are cut at its edges."""
+    counts: tuple[int, ...]
+    """Glyphs of each segment; together k."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Page:
     """A strip of ``num_patches`` patches that shows ``text[start:end]`` of a document and ends in a black patch.
 
@@ -23,6 +38,8 @@ class Page:
     """Character after the last one that the page shows."""
     patch_size: int
     """Height and width P of a patch in pixels."""
+    marks: Marks | None = None
+    """What the renderer drew; a page from elsewhere, known by its pixels alone, has none."""
 
     @property
     def has_color(self) -> bool:

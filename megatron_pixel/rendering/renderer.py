@@ -11,7 +11,7 @@ from megatron_pixel.rendering import blit, harfbuzz
 from megatron_pixel.rendering.atlas import Atlas
 from megatron_pixel.rendering.fonts import find_fonts
 from megatron_pixel.rendering.layout import Layout, Line
-from megatron_pixel.rendering.page import Page
+from megatron_pixel.rendering.page import Marks, Page
 from megatron_pixel.rendering.released import is_rtl
 from megatron_pixel.rendering.unicode_tables import unicode_versions
 
@@ -189,8 +189,10 @@ class Renderer:
         atlas = self._atlas
         spans = [(first * size, stop * size) for (_, first), stop in zip(lines, black, strict=True)]
         has_color = False
+        marks: list[np.ndarray] = []
         for (line, _), (left, right) in zip(lines, spans, strict=True):
             self._load_glyphs(line)
+            marks.append(self._marks(line, left, right))
             has_color |= blit.draw(
                 gray,
                 size,
@@ -230,7 +232,25 @@ class Renderer:
         for patch in black:
             columns[patch * size : (patch + 1) * size] = 0
         columns.setflags(write=False)
-        return Page(columns, count, start, end, size)
+        found = Marks(np.concatenate(marks, axis=1), tuple(black), tuple(part.shape[1] for part in marks))
+        return Page(columns, count, start, end, size, found)
+
+    def _marks(self, line: Line, left: int, right: int) -> np.ndarray:
+        marks = np.empty((3, int(line.run_glyphs[-1])), dtype=np.int32)
+        count = blit.collect_marks(
+            self.patch_size,
+            self.baseline if not self._released else blit.ANYWHERE,
+            left,
+            right,
+            left + _START,
+            line.glyphs,
+            line.run_glyphs,
+            line.run_x,
+            np.argsort(line.run_x, kind="stable"),
+            self._atlas.table,
+            marks,
+        )
+        return marks[:, :count]
 
     def _load_glyphs(self, line: Line) -> None:
         used = int(line.run_glyphs[-1])
