@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_pixel.rendering.expand import patches_from_columns
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Marks:
@@ -46,10 +48,11 @@ class Page:
         """Whether the columns hold three channels."""
         return self.columns.ndim == 3
 
-    def patches(self, num_channels: int) -> np.ndarray:
+    def patches(self, num_channels: int, out: np.ndarray | None = None) -> np.ndarray:
         """Return the patches as uint8 [n, P, P, C] in row, column, channel order.
 
         ``num_channels`` is 1 (a page with color becomes its ITU-R 601 luma, as Pillow's mode ``L``) or 3 (RGB).
+        ``out``, uint8 [at least n, P, P, C] and contiguous, receives them; its first n are returned.
         """
         if num_channels not in (1, 3):
             raise ValueError(f"a page has 1 or 3 channels, not {num_channels}")
@@ -57,8 +60,10 @@ class Page:
         columns = self.columns
         if self.has_color and num_channels == 1:
             columns = luma(columns)
-        columns = columns.reshape(self.num_patches, size, size, -1).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(np.broadcast_to(columns, (self.num_patches, size, size, num_channels)))
+        if out is None:
+            out = np.empty((self.num_patches, size, size, num_channels), dtype=np.uint8)
+        patches_from_columns(columns, size, out[: self.num_patches])
+        return out[: self.num_patches]
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
