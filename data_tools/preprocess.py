@@ -1,8 +1,9 @@
-"""Text files to a dataset: rendered pages, tokens, or pairs of both.
+"""Text files to a dataset: rendered pages, text to be rendered by the data loader, tokens, or pairs of both.
 
-python data_tools/preprocess.py pixels --input FILE... --output-prefix P
-python data_tools/preprocess.py text   --input FILE... --output-prefix P --tokenizer tokenizer.model
-python data_tools/preprocess.py pairs  --input FILE... --output-prefix P --tokenizer tokenizer.model
+python data_tools/preprocess.py pixels  --input FILE... --output-prefix P
+python data_tools/preprocess.py strings --input FILE... --output-prefix P
+python data_tools/preprocess.py text    --input FILE... --output-prefix P --tokenizer tokenizer.model
+python data_tools/preprocess.py pairs   --input FILE... --output-prefix P --tokenizer tokenizer.model
 """
 
 import argparse
@@ -29,11 +30,13 @@ from megatron_pixel.data.split import DEFAULT_FRACTION
 
 SECTIONS: dict[str, dict[str, type]] = {
     "pixels": {"rendering": RenderingConfig},
+    "strings": {"rendering": RenderingConfig},
     "text": {},
     "pairs": {"rendering": RenderingConfig, "pair": PairConfig},
 }
 HELP = {
     "pixels": "render documents to pages of patches",
+    "strings": "cut documents into pages and store the text of each, which the data loader then renders",
     "text": "turn documents into tokens: BOS, tokens, EOS",
     "pairs": "cut documents into chunks and store each as a page and as tokens",
 }
@@ -94,7 +97,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             metavar="N",
             help="processes; the output does not depend on their number (default: 1)",
         )
-        if kind != "pixels":
+        if kind in ("text", "pairs"):
             group.add_argument("--tokenizer", required=True, metavar="MODEL", help="sentencepiece model")
         for prefix, section in sections.items():
             add_dataclass_arguments(command, section, prefix)

@@ -14,10 +14,16 @@ from megatron_pixel.data.codec import PageCodec, load_codec
 from megatron_pixel.data.files import FileEntry, hash_file, write_file
 from megatron_pixel.data.indexed import IndexedReader
 from megatron_pixel.data.split import SPLITS
+from megatron_pixel.data.strings import to_text
 
 FORMAT_VERSION = 1
-Kind = Literal["text", "pixels", "pairs"]
-CONTENTS: dict[str, tuple[str, ...]] = {"text": ("tokens",), "pixels": ("pages",), "pairs": ("pages", "tokens")}
+Kind = Literal["text", "pixels", "pairs", "strings"]
+CONTENTS: dict[str, tuple[str, ...]] = {
+    "text": ("tokens",),
+    "pixels": ("pages",),
+    "pairs": ("pages", "tokens"),
+    "strings": ("strings",),
+}
 """Which indexed datasets a split of each kind consists of: ``P.<split>.<content>.{bin,idx}``."""
 _CHUNK = 1 << 20
 _MOST_PROBLEMS = 20
@@ -39,7 +45,7 @@ class SplitEntry:
 
     documents: int = 0
     sequences: int = 0
-    """Pages, or sequences of tokens."""
+    """Pages, pieces of text for a page each, or sequences of tokens."""
     tokens: int = 0
     patches: int = 0
     """Black end patches included."""
@@ -219,7 +225,8 @@ def verify(prefix: str, full: bool = True, progress: Callable[[str], None] | Non
     """Look for damage in the dataset at ``prefix`` and return what was found, a sentence each; nothing means sound.
 
     Always: what :meth:`Manifest.read` checks (raised as UserError) and every entry of the indexes. ``full`` also
-    hashes every file, decodes every page and counts its patches, and looks for token ids outside the vocabulary.
+    hashes every file, decodes every page and counts its patches, decodes every piece of text, and looks for token ids
+    outside the vocabulary.
     ``progress`` is called with the name of each file before the work on it.
     """
     manifest = Manifest.read(prefix)
@@ -241,6 +248,8 @@ def verify(prefix: str, full: bool = True, progress: Callable[[str], None] | Non
                 problems += _verify_pages(prefix, manifest, reader, counts)
             if full and content == "tokens" and manifest.tokenizer:
                 problems += _verify_tokens(reader, int(manifest.tokenizer["vocab_size"]))
+            if full and content == "strings" and not index_problems:
+                problems += _verify_strings(reader)
     return problems
 
 
@@ -281,6 +290,18 @@ def _verify_pages(prefix: str, manifest: Manifest, reader: IndexedReader, counts
         problems.append(f"{reader.path_prefix}.bin: {damaged - _MOST_PROBLEMS} more damaged pages")
     if not damaged and patches != counts.patches:
         problems.append(f"{reader.path_prefix}.bin holds {patches:,} patches, its manifest says {counts.patches:,}")
+    return problems
+
+
+def _verify_strings(reader: IndexedReader) -> list[str]:
+    problems = []
+    for index in range(len(reader)):
+        try:
+            to_text(reader[index].data)
+        except UserError as error:
+            problems.append(f"{reader.path_prefix}.bin: piece {index} is damaged: {error}")
+            if len(problems) == _MOST_PROBLEMS:
+                break
     return problems
 
 

@@ -1,4 +1,7 @@
-"""What happens to a document on its way into a dataset: tokens, pages, or chunks of both. Runs in worker processes."""
+"""What happens to a document on its way into a dataset: tokens, pages, chunks of both, or the text of its pages.
+
+Runs in worker processes.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +14,7 @@ from megatron_pixel.data.documents import Document
 from megatron_pixel.data.manifest import Kind
 from megatron_pixel.data.preprocess_chunks import PairChunker, Render, iterate_pages, with_ends
 from megatron_pixel.data.split import is_heldout
+from megatron_pixel.data.strings import to_bytes
 from megatron_pixel.data.tokenizer import Tokenizer
 from megatron_pixel.rendering.page import Page
 from megatron_pixel.rendering.renderer import Renderer
@@ -26,6 +30,8 @@ class Converted:
     heldout: bool
     pages: list[bytes] = field(default_factory=list)
     """Encoded pages."""
+    strings: list[bytes] = field(default_factory=list)
+    """Text of each page."""
     patches: list[int] = field(default_factory=list)
     """Patches of each page, the black end patch included."""
     tokens: list[np.ndarray] = field(default_factory=list)
@@ -74,10 +80,13 @@ class Converter:
             assert self.tokenizer is not None
             result.tokens.append(with_ends(self.tokenizer, self.tokenizer.encode(text), last=True))
             return result
-        assert self.codec is not None
         for page, tokens in self.chunks(text) if chunks is None else chunks:
-            result.pages.append(self.codec.encode(page))
             result.patches.append(page.num_patches)
+            if self._recipe.kind == "strings":
+                result.strings.append(to_bytes(text[page.start : page.end]))
+            else:
+                assert self.codec is not None
+                result.pages.append(self.codec.encode(page))
             if tokens is not None:
                 result.tokens.append(tokens)
         return result
@@ -85,7 +94,7 @@ class Converter:
     def chunks(self, text: str) -> Iterator[Chunk]:
         """The pages of a document, each with its tokens where the dataset holds pairs."""
         assert self.renderer is not None
-        if self._recipe.kind == "pixels":
+        if self._recipe.kind in ("pixels", "strings"):
             assert self._recipe.rendering is not None
             for page in iterate_pages(first_page(self.renderer), text, self._recipe.rendering.seq_length):
                 yield page, None

@@ -16,8 +16,9 @@ def report_table(report: Report, prefix: str) -> str:
     if manifest.kind != "text":
         rows.append(("pages", f"{total.sequences:,}"))
         rows.append(("patches", f"{total.patches:,}"))
+    if manifest.kind in ("pixels", "pairs"):
         rows.append(("bytes a page", f"{report.page_bytes / max(total.sequences, 1):,.0f}"))
-    if manifest.kind != "pixels":
+    if manifest.kind in ("text", "pairs"):
         rows.append(("tokens", f"{total.tokens:,}"))
     seconds = max(report.seconds, 1e-9)
     rows.append(("seconds", f"{report.seconds:.1f}"))

@@ -37,7 +37,11 @@ class DatasetWriter:
             refuse_existing(prefix)
         self.counts = {split: SplitEntry() for split in SPLITS}
         self.page_bytes = 0
-        dtypes: dict[str, type[np.generic]] = {"pages": np.uint8, "tokens": token_dtype(vocab_size)}
+        dtypes: dict[str, type[np.generic]] = {
+            "pages": np.uint8,
+            "strings": np.uint8,
+            "tokens": token_dtype(vocab_size),
+        }
         with ExitStack() as stack:
             self._writers = {
                 (split, content): stack.enter_context(
@@ -55,11 +59,13 @@ class DatasetWriter:
         for page in document.pages:
             self._writers[split, "pages"].add(page)
             self.page_bytes += len(page)
+        for piece in document.strings:
+            self._writers[split, "strings"].add(piece)
         for tokens in document.tokens:
             self._writers[split, "tokens"].add(tokens)
             counts.tokens += len(tokens)
         counts.documents += 1
-        counts.sequences += len(document.pages) or len(document.tokens)
+        counts.sequences += len(document.patches) or len(document.tokens)
         counts.patches += sum(document.patches)
         # Position i predicts i + 1 inside a page and inside a chunk of tokens. Rows of a text dataset are cut from the
         # stream at any length, so their targets cannot be counted here.

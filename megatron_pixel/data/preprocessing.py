@@ -73,7 +73,7 @@ def preprocess(
     ):
         documents = iter(reader)
         sample: list[tuple[Document, Iterable[Chunk]]] = []
-        if recipe.kind != "text":
+        if recipe.kind in ("pixels", "pairs"):
             sample, pages = _sample(converter, documents)
             converter.codec = train_codec(pages, _CODEC)
             recipe = replace(recipe, codec=converter.codec)
@@ -83,7 +83,7 @@ def preprocess(
             for batch in chain(known, others):
                 for document in batch:
                     writer.add(document)
-                    num_pages += len(document.pages)
+                    num_pages += len(document.patches)
                 done += len(batch)
                 progress.update(done, num_pages)
         if done == 0:

@@ -14,9 +14,10 @@ from megatron_pixel.data.codec import DamagedPageError, PageCodec, load_codec
 from megatron_pixel.data.indexed import IndexedReader
 from megatron_pixel.data.manifest import Manifest, content_prefix
 from megatron_pixel.data.split import SPLITS, TRAIN
+from megatron_pixel.data.strings import to_text
 from megatron_pixel.rendering.page import Page
 
-_OPTIONS = {"text": "data.text", "pixels": "data.pixels", "pairs": "data.pairs"}
+_OPTIONS = {"text": "data.text", "pixels": "data.pixels", "pairs": "data.pairs", "strings": "data.pixels"}
 
 
 class _Store:
@@ -157,6 +158,34 @@ class PageStore(_Pages):
     """A pixel dataset: pages by index."""
 
     kind = "pixels"
+
+
+class StringStore(_Store):
+    """A strings dataset: the text of pages that are drawn when they are read, by index."""
+
+    kind = "strings"
+
+    def __init__(self, prefix: str, split: str = TRAIN) -> None:
+        super().__init__(prefix, split)
+        self.reader = IndexedReader(content_prefix(prefix, split, "strings"))
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def piece(self, index: int) -> str:
+        """The text of page ``index``. Raises UserError naming a damaged piece."""
+        try:
+            return to_text(self.reader[index].data)
+        except UserError as error:
+            raise UserError(
+                f"{self.reader.path_prefix}.bin: piece {index} is damaged: {error}; copy the file again or make the "
+                f"dataset again"
+            ) from error
+
+    def document_end(self, index: int) -> int:
+        """Index after the last piece of the document that piece ``index`` belongs to. Takes O(log documents)."""
+        bounds = self.reader.document_bounds
+        return int(bounds[np.searchsorted(bounds, index, side="right")])
 
 
 class PairStore(_Pages):
