@@ -21,23 +21,34 @@ class FileEntry:
     sha256: str
 
 
+class CannotWriteError(UserError):
+    """A file could not be written. ``problem`` names the file, the reason and the bytes written; the message adds a
+    way out, which callers that know a better one replace."""
+
+    def __init__(self, problem: str, way_out: str | None = None) -> None:
+        self.problem = problem
+        self.way_out = way_out or "nothing unfinished is left behind. Make room or choose another output prefix."
+        super().__init__(f"{problem}; {self.way_out}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.problem, self.way_out)
+
+
 def cannot_write(path: str, written: int, error: OSError) -> NoReturn:
-    """Raise a :class:`UserError` for a write to ``path`` that failed (full disk, quota) after ``written`` bytes."""
+    """Raise :class:`CannotWriteError` for a write to ``path`` that failed (full disk, quota) after so many bytes."""
     reason = error.strerror or type(error).__name__
-    raise UserError(
-        f"cannot write {path}: {reason} after {written:,} bytes; nothing unfinished is left behind. "
-        f"Make room or choose another output prefix."
-    ) from error
+    raise CannotWriteError(f"cannot write {path}: {reason} after {written:,} bytes") from error
 
 
 class OutputFile:
     """A file written under ``path + ".part"``, hashed on the way, and renamed to ``path`` by :meth:`commit`.
 
-    A part left by a process that was killed is simply overwritten; one that another process is writing is refused.
-    Every failed write raises :class:`UserError` naming the file and the bytes written.
+    A part left by a process that was killed is simply overwritten, but for its first ``keep`` bytes; one that another
+    process is writing is refused. Every failed write raises :class:`CannotWriteError`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, keep: int = 0) -> None:
+        """``keep`` bytes of an earlier process stay at the beginning of the file; UserError if there are fewer."""
         self.path = path
         self.part = path + PART_SUFFIX
         self.bytes = 0
@@ -46,7 +57,7 @@ class OutputFile:
         try:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             # Opened without truncation: the content may belong to a process that holds the lock.
-            descriptor = os.open(self.part, os.O_WRONLY | os.O_CREAT, 0o666)
+            descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             cannot_write(path, 0, error)
         try:
@@ -58,8 +69,19 @@ class OutputFile:
             ) from None
         except OSError:
             pass  # a file system without locks
-        os.ftruncate(descriptor, 0)
+        if keep:
+            self._resume(descriptor, keep)
+        os.ftruncate(descriptor, keep)
         self._file = open(descriptor, "wb", buffering=_BUFFER_BYTES)  # noqa: SIM115 - closed by close or abort
+
+    def _resume(self, descriptor: int, keep: int) -> None:
+        while self.bytes < keep:
+            data = os.read(descriptor, min(_BUFFER_BYTES, keep - self.bytes))
+            if not data:
+                os.close(descriptor)
+                raise UserError(f"{self.part} has {self.bytes:,} bytes where {keep:,} were written: it is damaged")
+            self._sha256.update(data)
+            self.bytes += len(data)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append ``data``."""
@@ -70,16 +92,20 @@ class OutputFile:
         self.bytes += len(data)
         self._sha256.update(data)
 
+    def sync(self) -> None:
+        """Bring everything to the disk; more may follow."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            cannot_write(self.path, self.bytes, error)
+
     def close(self) -> None:
         """Bring everything to the disk; the file keeps its temporary name."""
         if self._file.closed:
             return
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-        except OSError as error:
-            cannot_write(self.path, self.bytes, error)
+        self.sync()
+        self._file.close()
 
     def commit(self) -> FileEntry:
         """Give the file its name; return its size and hash."""
@@ -89,7 +115,7 @@ class OutputFile:
         except OSError as error:
             cannot_write(self.path, self.bytes, error)
         self._committed = True
-        _sync_folder(os.path.dirname(self.path) or ".")
+        sync_folder(os.path.dirname(self.path) or ".")
         return FileEntry(bytes=self.bytes, sha256=self._sha256.hexdigest())
 
     def abort(self) -> None:
@@ -117,7 +143,7 @@ def hash_file(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
     """Make a rename durable; file systems that cannot sync a folder order it themselves."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

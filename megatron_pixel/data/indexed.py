@@ -8,9 +8,9 @@ import os
 import struct
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -94,7 +94,6 @@ class IndexedWriter:
     def __init__(self, path_prefix: str, dtype: type[np.generic]) -> None:
         self.path_prefix = path_prefix
         self.dtype = np.dtype(dtype)
-        self._code = next(code for code, known in DTYPE_CODES.items() if np.dtype(known) == self.dtype)
         self._finalized = False
         self._bin = OutputFile(bin_path(path_prefix))
         try:
@@ -145,19 +144,13 @@ class IndexedWriter:
 
     def finalize(self) -> dict[str, FileEntry]:
         """Write the index and give both files their names; return path -> size and hash."""
-        self._idx.write(
-            _HEADER.pack(MAGIC, VERSION, self._code, self._lengths.count, self._documents.count),
+        _write_index(
+            self._idx,
+            self.dtype,
+            (self._lengths.count, self._documents.count),
+            self._lengths.chunks,
+            self._documents.chunks,
         )
-        for lengths in self._lengths.chunks():
-            self._idx.write(lengths.astype("<i4").tobytes())
-        pointer = 0
-        for lengths in self._lengths.chunks():
-            ends = pointer + np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-            starts = np.concatenate([[pointer], ends[:-1]])
-            pointer = int(ends[-1])
-            self._idx.write(starts.astype("<i8").tobytes())
-        for bounds in self._documents.chunks():
-            self._idx.write(bounds.astype("<i8").tobytes())
         self._lengths.close()
         self._documents.close()
         # Both are whole on the disk before either gets its name.
@@ -184,6 +177,127 @@ class IndexedWriter:
             self.abort()
 
 
+def _write_index(
+    output: OutputFile,
+    dtype: np.dtype,
+    counts: tuple[int, int],
+    lengths: Callable[[], Iterable[np.ndarray]],
+    bounds: Callable[[], Iterable[np.ndarray]],
+) -> None:
+    """Write an index of (sequences, document bounds) ``counts``; the arrays come in portions, the lengths twice."""
+    code = next(code for code, known in DTYPE_CODES.items() if np.dtype(known) == dtype)
+    output.write(_HEADER.pack(MAGIC, VERSION, code, *counts))
+    for portion in lengths():
+        output.write(portion.astype("<i4").tobytes())
+    pointer = 0
+    for portion in lengths():
+        ends = pointer + np.cumsum(portion, dtype=np.int64) * dtype.itemsize
+        output.write((ends - portion.astype(np.int64) * dtype.itemsize).astype("<i8").tobytes())
+        pointer = int(ends[-1]) if len(ends) else pointer
+    for portion in bounds():
+        output.write(portion.astype("<i8").tobytes())
+
+
+def join_indexes(path_prefixes: Sequence[str], output_prefix: str, dtype: type[np.generic]) -> FileEntry:
+    """Write ``output_prefix.idx`` for the data of ``path_prefixes`` one after the other; their .bin need not be there.
+
+    Takes the same memory whatever the number of sequences. Raises UserError for an index that is damaged or of another
+    dtype.
+    """
+    counts = [0, 1]
+    for prefix in path_prefixes:
+        index = read_index(prefix)
+        if index.dtype != np.dtype(dtype):
+            raise UserError(f"{idx_path(prefix)} holds {index.dtype}, {np.dtype(dtype)} is expected")
+        counts[0] += len(index.sizes)
+        counts[1] += index.num_documents
+
+    def lengths() -> Iterator[np.ndarray]:
+        for prefix in path_prefixes:
+            yield from _portions(read_index(prefix).sizes)
+
+    def bounds() -> Iterator[np.ndarray]:
+        yield np.zeros(1, np.int64)
+        before = 0
+        for prefix in path_prefixes:
+            index = read_index(prefix)
+            for portion in _portions(index.document_bounds[1:]):
+                yield portion + before
+            before += len(index.sizes)
+
+    output = OutputFile(idx_path(output_prefix))
+    try:
+        _write_index(output, np.dtype(dtype), (counts[0], counts[1]), lengths, bounds)
+        return output.commit()
+    except BaseException:
+        output.abort()
+        raise
+
+
+def _portions(values: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(values), _SPOOL_ITEMS):
+        yield values[start : start + _SPOOL_ITEMS]
+
+
+class Index(NamedTuple):
+    """An ``.idx`` as views of a memory map, read-only and not aligned."""
+
+    dtype: np.dtype
+    """Of the elements in the ``.bin``."""
+    sizes: np.ndarray
+    """int32 [sequences]: elements of each sequence."""
+    pointers: np.ndarray
+    """int64 [sequences]: byte in the .bin at which each sequence begins."""
+    document_bounds: np.ndarray
+    """int64 [documents + 1]: document d holds the sequences from bounds[d] to bounds[d + 1]."""
+
+    @property
+    def num_documents(self) -> int:
+        """Documents, empty ones included."""
+        return max(len(self.document_bounds) - 1, 0)
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the ``.bin`` that belongs to it."""
+        return int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if len(self.sizes) else 0
+
+
+def read_index(path_prefix: str) -> Index:
+    """Open ``path_prefix.idx`` alone. Raises UserError for one that is missing, truncated or foreign."""
+    path = idx_path(path_prefix)
+    size = _size(path)
+    if size < _HEADER.size:
+        raise UserError(f"{path}: {size} bytes are too few for an index; the file is damaged")
+    with open(path, "rb") as file:
+        magic, version, code, sequences, bounds = _HEADER.unpack(file.read(_HEADER.size))
+    if magic != MAGIC:
+        raise UserError(f"{path} is no index: it does not begin with MMIDIDX")
+    if version != VERSION:
+        raise UserError(f"{path}: index version {version}; this program reads version {VERSION}")
+    if code not in DTYPE_CODES:
+        raise UserError(f"{path}: unknown dtype code {code}; the file is damaged")
+    # A file written with modes (one int8 a sequence) by Megatron's multimodal builder has them at its end.
+    expected = _HEADER.size + sequences * 12 + bounds * 8
+    if size not in (expected, expected + sequences):
+        raise UserError(
+            f"{path}: {size:,} bytes, but {sequences:,} sequences and {bounds:,} document bounds take {expected:,}; "
+            f"the file is damaged"
+        )
+    data = np.memmap(path, mode="r", dtype=np.uint8).view(np.ndarray)
+    index = Index(
+        np.dtype(DTYPE_CODES[code]).newbyteorder("<"),
+        np.frombuffer(data, "<i4", sequences, _HEADER.size),
+        np.frombuffer(data, "<i8", sequences, _HEADER.size + sequences * 4),
+        np.frombuffer(data, "<i8", bounds, _HEADER.size + sequences * 12),
+    )
+    if bounds and int(index.document_bounds[-1]) != sequences:
+        raise UserError(
+            f"{path}: the last document ends at sequence {int(index.document_bounds[-1]):,} of {sequences:,}; "
+            f"the file is damaged"
+        )
+    return index
+
+
 class IndexedReader:
     """Read ``path_prefix.bin`` and ``.idx`` through memory maps.
 
@@ -193,40 +307,20 @@ class IndexedReader:
 
     def __init__(self, path_prefix: str) -> None:
         self.path_prefix = path_prefix
-        index_file, data_file = idx_path(path_prefix), bin_path(path_prefix)
-        index_bytes, data_bytes = _size(index_file), _size(data_file)
-        if index_bytes < _HEADER.size:
-            raise UserError(f"{index_file}: {index_bytes} bytes are too few for an index; the file is damaged")
-        with open(index_file, "rb") as file:
-            magic, version, code, sequences, bounds = _HEADER.unpack(file.read(_HEADER.size))
-        if magic != MAGIC:
-            raise UserError(f"{index_file} is no index: it does not begin with MMIDIDX")
-        if version != VERSION:
-            raise UserError(f"{index_file}: index version {version}; this program reads version {VERSION}")
-        if code not in DTYPE_CODES:
-            raise UserError(f"{index_file}: unknown dtype code {code}; the file is damaged")
-        # A file written with modes (one int8 a sequence) by Megatron's multimodal builder has them at its end.
-        expected = _HEADER.size + sequences * 12 + bounds * 8
-        if index_bytes not in (expected, expected + sequences):
-            raise UserError(
-                f"{index_file}: {index_bytes:,} bytes, but {sequences:,} sequences and {bounds:,} document bounds take "
-                f"{expected:,}; the file is damaged"
-            )
-        self.dtype = np.dtype(DTYPE_CODES[code]).newbyteorder("<")
-        index = np.memmap(index_file, mode="r", dtype=np.uint8).view(np.ndarray)
-        self.sizes = np.frombuffer(index, "<i4", sequences, _HEADER.size)
+        data_file = bin_path(path_prefix)
+        _size(idx_path(path_prefix))  # the index is missed first where both are
+        data_bytes = _size(data_file)
+        index = read_index(path_prefix)
+        self.dtype = index.dtype
+        self.sizes = index.sizes
         """int32 [sequences]: elements of each sequence."""
-        self.pointers = np.frombuffer(index, "<i8", sequences, _HEADER.size + sequences * 4)
+        self.pointers = index.pointers
         """int64 [sequences]: byte in the .bin at which each sequence begins."""
-        self.document_bounds = np.frombuffer(index, "<i8", bounds, _HEADER.size + sequences * 12)
+        self.document_bounds = index.document_bounds
         """int64 [documents + 1]: document d holds the sequences from bounds[d] to bounds[d + 1]."""
-        end = int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if sequences else 0
-        if end != data_bytes:
-            raise UserError(f"{data_file}: {data_bytes:,} bytes, but its index ends at {end:,}; one of them is damaged")
-        if bounds and int(self.document_bounds[-1]) != sequences:
+        if index.data_bytes != data_bytes:
             raise UserError(
-                f"{index_file}: the last document ends at sequence {int(self.document_bounds[-1]):,} of {sequences:,}; "
-                f"the file is damaged"
+                f"{data_file}: {data_bytes:,} bytes, but its index ends at {index.data_bytes:,}; one of them is damaged"
             )
         # An empty file cannot be mapped.
         data = np.memmap(data_file, mode="r", dtype=self.dtype) if data_bytes else np.empty(0, self.dtype)

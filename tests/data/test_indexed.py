@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import pickle
 import resource
@@ -12,7 +13,7 @@ import pytest
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data import indexed
 from megatron_pixel.data.files import OutputFile
-from megatron_pixel.data.indexed import IndexedReader, IndexedWriter, bin_path, idx_path, token_dtype
+from megatron_pixel.data.indexed import IndexedReader, IndexedWriter, bin_path, idx_path, join_indexes, token_dtype
 
 DOCUMENTS = [[[1, 2, 3], [4]], [], [[5, 6]], [[], [7]]]
 
@@ -219,3 +220,43 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     reader = IndexedReader(str(prefix))
     with pytest.raises(UserError, match="sequence 0 lies outside"):
         reader[0]
+
+
+def test_joined_indexes_are_that_of_the_joined_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexed, "_SPOOL_ITEMS", 2)
+    names = ["a", "b", "empty", "c"]
+    with IndexedWriter(str(tmp_path / "whole"), np.uint16) as whole:
+        for number, name in enumerate(names):
+            with IndexedWriter(str(tmp_path / name), np.uint16) as writer:
+                for document in DOCUMENTS[: 0 if name == "empty" else 2 + number]:
+                    for sequence in document:
+                        for each in (writer, whole):
+                            each.add(np.array(sequence, np.uint16))
+                    for each in (writer, whole):
+                        each.end_document()
+                writer.finalize()
+            (tmp_path / f"{name}.bin").unlink()  # the indexes are enough
+        expected = whole.finalize()
+    prefixes = [str(tmp_path / name) for name in names]
+    entry = join_indexes(prefixes, str(tmp_path / "joined"), np.uint16)
+    assert (tmp_path / "joined.idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
+    assert entry == expected[idx_path(str(tmp_path / "whole"))]
+    with pytest.raises(UserError, match=r"a\.idx holds uint16, uint8 is expected"):
+        join_indexes(prefixes, str(tmp_path / "other"), np.uint8)
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_a_file_goes_on_after_the_bytes_that_it_keeps(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    output = OutputFile(path)
+    output.write(b"whole and torn")
+    output.sync()
+    assert not os.path.exists(path)
+    output.close()  # as far as a process came that was killed
+    again = OutputFile(path, keep=6)
+    again.write(b"once more")
+    entry = again.commit()
+    assert (tmp_path / "file").read_bytes() == b"whole once more"
+    assert (entry.bytes, entry.sha256) == (15, hashlib.sha256(b"whole once more").hexdigest())
+    with pytest.raises(UserError, match="0 bytes where 4 were written"):
+        OutputFile(path, keep=4)
