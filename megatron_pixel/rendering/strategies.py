@@ -1,4 +1,4 @@
-"""Where patches begin: the rendering strategies of Lotz et al. 2023, "Text Rendering Strategies for Pixel Language Models".
+"""Where patches begin: the strategies of Lotz et al. 2023, "Text Rendering Strategies for Pixel Language Models".
 
 ``continuous`` cuts a line of text into patches wherever they fall. The others tie patches to the text, so that the same
 letters make the same patches: a **unit** is a pair of characters (``bigram``) or a word (``word``), is drawn from a
@@ -18,7 +18,6 @@ from megatron_pixel.rendering.shaping import (
     END,
     FONT,
     LEVEL,
-    START,
     WORD_BOUNDARY,
     X,
 )
@@ -175,7 +174,6 @@ def place_units(
 @njit(cache=True)
 def _reorder(levels: np.ndarray, order: np.ndarray) -> None:
     """Rule L2 of UAX #9 on ``order``: consecutive numbers of pieces, whose levels are ``levels[number]``."""
-    first = order[0]
     highest = 0
     for p in order:
         highest = max(highest, levels[p])
@@ -201,7 +199,7 @@ def snap_runs(
     color_font: int,
     cell: int,
 ) -> None:
-    """Widen advances in ``runs[first:shaped]`` so that everything stands on a grid of ``cell`` pixels (strategy ``mono``).
+    """Widen advances in ``runs[first:shaped]`` so that all stands on a grid of ``cell`` pixels (strategy ``mono``).
 
     In the first font of the chain, the monospaced one, and in the color font each character takes whole cells; in
     others whole words do, or the letters of joined scripts would come apart. What is narrower stands in the middle.
@@ -217,9 +215,8 @@ def snap_runs(
             width = glyphs[ADVANCE, k]
             while stop < last:
                 before, after = glyphs[CLUSTER, stop - 1], glyphs[CLUSTER, stop]
-                if before != after:
-                    if by_character or boundaries[max(before, after)] & WORD_BOUNDARY:
-                        break
+                if before != after and (by_character or boundaries[max(before, after)] & WORD_BOUNDARY):
+                    break
                 width += glyphs[ADVANCE, stop]
                 stop += 1
             slack = -width % cell if width > 0 else 0

@@ -1,5 +1,7 @@
 """Units of the rendering strategies: how text is cut into them, and where they are put."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ def units(text: str, strategy: str) -> list[str]:
     mark_boundaries(codepoints, starts, tables.flags, classes, boundaries)
     mark_units(drawn, boundaries, tables.flags, CHARACTERS_OF_UNIT[strategy], marked)
     firsts = [*np.flatnonzero(marked).tolist(), n]
-    return [text[a:b] for a, b in zip(firsts, firsts[1:])]
+    return [text[a:b] for a, b in itertools.pairwise(firsts)]
 
 
 @pytest.mark.parametrize(
@@ -64,13 +66,13 @@ class Shaped:
         self.runs = np.zeros((len(bounds) - 1, RUN_COLUMNS), np.int32)
         self.glyphs = np.zeros((GLYPH_ROWS, n), np.int32)
         self.run_glyphs = np.array(bounds, np.int32)
-        self.bearing = {letter: 1 for letter in letters}
+        self.bearing = dict.fromkeys(letters, 1)
         self.width = {letter: 0 if letter == " " else advances[letter] - 2 for letter in letters}
-        for r, (first, last) in enumerate(zip(bounds, bounds[1:])):
+        for r, (first, last) in enumerate(itertools.pairwise(bounds)):
             self.runs[r] = first, last, 0, 0, levels[first], 0
             order = range(last - 1, first - 1, -1) if levels[first] % 2 else range(first, last)
             pen = 0
-            for k, i in zip(range(first, last), order):
+            for k, i in zip(range(first, last), order, strict=True):
                 advance = advances[text[i]]
                 self.glyphs[:, k] = letters.index(text[i]), pen, 0, advance, i
                 pen += advance
