@@ -1,4 +1,6 @@
-"""The atlas: bitmaps of all glyphs met so far, in the memory layout of a page."""
+"""The atlas: sprites of all glyphs met so far, in the memory layout of a page."""
+
+from dataclasses import dataclass
 
 import freetype
 import numpy as np
@@ -6,15 +8,19 @@ import numpy as np
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.rendering.blit import (
     ABSENT,
-    BOTTOM,
-    CELL,
+    BEARING,
     COLOR,
-    LEFT,
-    TABLE_ROWS,
-    TALL,
-    TALL_PATCHES,
-    TOP,
+    GLYPH_TABLE_ROWS,
+    GRAY,
+    HIGH,
+    LIFTED,
+    LOW,
+    PLAIN,
+    SPRITE_GLYPH,
+    SPRITE_ROWS,
+    SPRITE_UP,
     WIDTH,
+    split_keys,
 )
 from megatron_pixel.rendering.emoji import ColorPainter
 from megatron_pixel.rendering.fonts import FontFile
@@ -26,29 +32,45 @@ _LOAD = freetype.FT_LOAD_TARGET_LIGHT
 _LOWEST = 0.5
 
 
-class _Columns:
-    """Columns of bytes that grow at the end."""
+class _Growing:
+    """int32 or uint8 [rows, n] whose n grows at the end."""
 
-    def __init__(self, line: int) -> None:
-        self._line = line
+    def __init__(self, rows: int, dtype: type) -> None:
         self.used = 0
-        self.data = np.full(line * 1024, 255, dtype=np.uint8)
+        self.data: np.ndarray = np.zeros((rows, 1024), dtype=dtype)
 
-    def add(self, columns: np.ndarray) -> int:
-        """Append uint8 [n, line bytes]; returns the number of the first."""
+    def add(self, values: np.ndarray) -> int:
+        """Append [rows, k]; returns the place of the first."""
         first = self.used
-        needed = (first + len(columns)) * self._line
-        if needed > len(self.data):
-            grown = np.full(max(2 * len(self.data), needed), 255, dtype=np.uint8)
-            grown[: first * self._line] = self.data[: first * self._line]
+        self.used += values.shape[1]
+        if self.used > self.data.shape[1]:
+            grown = np.zeros((len(self.data), max(2 * self.data.shape[1], self.used)), dtype=self.data.dtype)
+            grown[:, :first] = self.data[:, :first]
             self.data = grown
-        self.data[first * self._line : needed] = columns.ravel()
-        self.used += len(columns)
+        self.data[:, first : self.used] = values
         return first
 
 
+@dataclass(frozen=True)
+class SpriteCells:
+    """Sprites as :func:`~megatron_pixel.rendering.blit.draw_sprites` takes them; k of them."""
+
+    first: np.ndarray
+    """int32 [k]: first column in ``ink``, negative for sprites that have color (and pages of mode ``rgb``)."""
+    color_first: np.ndarray
+    """int32 [k]: first column in ``color_ink``, negative for sprites without color."""
+    width: np.ndarray
+    """int32 [k]: columns."""
+    bearing: np.ndarray
+    """int32 [k]: columns from the pen to the first one."""
+    ink: np.ndarray
+    """uint8 [columns * P]."""
+    color_ink: np.ndarray
+    """uint8 [columns * P * 3]."""
+
+
 class Atlas:
-    """Bitmaps of the glyphs of a font chain at one size; see :mod:`megatron_pixel.rendering.blit` for their layout."""
+    """Sprites of the glyphs of a font chain at one size; see :mod:`megatron_pixel.rendering.blit` for the tables."""
 
     def __init__(
         self,
@@ -60,7 +82,10 @@ class Atlas:
         patch_size: int,
         baseline: int,
         fit: bool,
+        in_color: bool,
     ) -> None:
+        """``fit``: letters too tall for the strip are squeezed, marks beyond its edge are moved to it; otherwise both
+        are cut. ``in_color``: color glyphs have color cells, otherwise gray ones."""
         self._fonts = fonts
         self._first_glyph = first_glyph  # int64 [fonts + 1]
         self._color_font = color_font
@@ -69,60 +94,126 @@ class Atlas:
         self._size = patch_size
         self._baseline = baseline
         self._fit = fit
+        self._in_color = in_color
         self._faces: dict[int, freetype.Face] = {}
         self._painter: ColorPainter | None = None
-        self.table = np.zeros((TABLE_ROWS, int(first_glyph[-1])), dtype=np.int32)
-        self.table[[CELL, TALL, COLOR]] = ABSENT
-        self._cells = _Columns(patch_size)
-        self._tall = _Columns(patch_size * TALL_PATCHES)
-        self._color = _Columns(patch_size * 3)
+        self.table = np.zeros((GLYPH_TABLE_ROWS, int(first_glyph[-1])), dtype=np.int32)
+        self.table[[PLAIN, LIFTED]] = ABSENT
+        self._lifted = _Growing(1, np.int32)
+        self._sprites = _Growing(SPRITE_ROWS, np.int32)
+        self._ink = _Growing(1, np.uint8)
+        self._color_ink = _Growing(1, np.uint8)
 
     @property
-    def cells(self) -> np.ndarray:
-        """uint8: columns of all cells, each as tall as a patch."""
-        return self._cells.data
+    def sprites(self) -> np.ndarray:
+        """int32 [6, room]: the table of sprites."""
+        return self._sprites.data
 
     @property
-    def tall_cells(self) -> np.ndarray:
-        """uint8: columns of all tall cells."""
-        return self._tall.data
+    def lifted(self) -> np.ndarray:
+        """int32 [room]: sprites of glyphs off the baseline."""
+        return self._lifted.data[0]
 
     @property
-    def color_cells(self) -> np.ndarray:
-        """uint8: columns of all color cells, three channels a pixel."""
-        return self._color.data
+    def ink(self) -> np.ndarray:
+        """uint8: columns of all gray cells, P bytes each."""
+        return self._ink.data[0]
 
-    def load(self, glyph: int, kind: int) -> None:
-        """Draw a glyph and store it as a cell (``kind`` CELL) or a tall cell (TALL)."""
-        font = int(np.searchsorted(self._first_glyph, glyph, side="right")) - 1
-        number = glyph - int(self._first_glyph[font])
+    @property
+    def color_ink(self) -> np.ndarray:
+        """uint8: columns of all color cells, 3 P bytes each."""
+        return self._color_ink.data[0]
+
+    def sprite(self, glyph: int, up: int) -> int:
+        """The sprite of a glyph that stands ``up`` pixels above the baseline, made where there is none yet."""
+        table = self.table[:, glyph]
+        if up == 0:
+            if table[PLAIN] == ABSENT:
+                table[PLAIN] = self._make(glyph)
+            return int(table[PLAIN])
+        if table[LIFTED] == ABSENT:
+            self._measure(glyph)
+        low, high = int(table[LOW]), int(table[HIGH])
+        up = min(max(up, low), high)
+        place = int(table[LIFTED]) + up - low
+        if self.lifted[place] == ABSENT:
+            self.lifted[place] = self._make_lifted(glyph, up)
+        return int(self.lifted[place])
+
+    def cells(self, keys: np.ndarray) -> SpriteCells:
+        """The sprites of these keys, by themselves."""
+        glyphs, heights = split_keys(keys)
+        numbers = [self.sprite(glyph, up) for glyph, up in zip(glyphs.tolist(), heights.tolist(), strict=True)]
+        chosen = self.sprites[:, numbers]
+        first, ink = self._cut_out(chosen[GRAY], chosen[WIDTH], self.ink, self._size)
+        color_first, color_ink = self._cut_out(chosen[COLOR], chosen[WIDTH], self.color_ink, 3 * self._size)
+        return SpriteCells(first, color_first, chosen[WIDTH], chosen[BEARING], ink, color_ink)
+
+    def _cut_out(
+        self, first: np.ndarray, width: np.ndarray, ink: np.ndarray, line: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of the cells that are there, one after the other, and the first column of each."""
+        there = first >= 0
+        columns = np.where(there, width, 0)
+        parts = [ink[at * line : (at + count) * line] for at, count in zip(first[there], width[there], strict=True)]
+        places = np.where(there, np.cumsum(columns) - columns, ABSENT).astype(np.int32)
+        return places, np.concatenate([np.empty(0, dtype=np.uint8), *parts])
+
+    def _make(self, glyph: int) -> int:
+        """A sprite on the baseline."""
+        font, number = self._font_of(glyph)
         if font == self._color_font:
-            self._load_color(glyph, number)
-            return
-        bitmap, left, top = self._draw(font, number, fit=self._fit and kind == CELL)
-        self.table[WIDTH, glyph] = bitmap.shape[1]
-        self.table[LEFT, glyph] = left
-        margin = self._size if kind == TALL else 0
-        height = self._size + 2 * margin
-        columns = _fit(bitmap, self._baseline + margin - top, height)
-        if kind == TALL:
-            self.table[TOP, glyph] = top
-            self.table[BOTTOM, glyph] = top - bitmap.shape[0]
-        self.table[kind, glyph] = (self._tall if kind == TALL else self._cells).add(columns)
+            columns, left = self._paint(number)
+            return self._add(glyph, 0, columns if self._in_color else luma(columns), left)
+        bitmap, left, top = self._draw(font, number, fit=self._fit)
+        return self._add(glyph, 0, _fit(bitmap, self._baseline - top, self._size), left)
 
-    def _load_color(self, glyph: int, number: int) -> None:
+    def _make_lifted(self, glyph: int, up: int) -> int:
+        bitmap, left, top = self._draw(*self._font_of(glyph), fit=False)
+        # Height 0 means the sprite on the baseline; this one may differ from it, for it is not squeezed.
+        return self._add(glyph, up or 1, _fit(bitmap, self._baseline - top - up, self._size), left)
+
+    def _measure(self, glyph: int) -> None:
+        """Find between which heights a mark is moved: so far that it is whole, or else that it is out of sight."""
+        font, number = self._font_of(glyph)
+        sprite = ABSENT
+        low, high = -2 * self._size, 2 * self._size
+        if font == self._color_font:
+            low = high = 0
+            sprite = self.sprite(glyph, 0)
+        elif self._fit:
+            bitmap, _, top = self._draw(font, number, fit=False)
+            high = self._baseline - top
+            low = min(self._baseline - self._size - top + len(bitmap), high)
+            if not len(bitmap):
+                low = high = 0
+                sprite = self.sprite(glyph, 0)
+        self.table[LOW, glyph], self.table[HIGH, glyph] = low, high
+        self.table[LIFTED, glyph] = self._lifted.add(np.full((1, high - low + 1), sprite, dtype=np.int32))
+
+    def _add(self, glyph: int, up: int, columns: np.ndarray, left: int) -> int:
+        """A new sprite from its columns, uint8 [width, P] or [width, P, 3]."""
+        sprite = np.full((SPRITE_ROWS, 1), ABSENT, dtype=np.int32)
+        sprite[[WIDTH, BEARING, SPRITE_GLYPH, SPRITE_UP], 0] = len(columns), left, glyph, up
+        if len(columns):
+            row, cells = (GRAY, self._ink) if columns.ndim == 2 else (COLOR, self._color_ink)
+            sprite[row] = cells.add(255 - columns.reshape(1, -1)) // columns[0].size
+        return self._sprites.add(sprite)
+
+    def _font_of(self, glyph: int) -> tuple[int, int]:
+        """Font of a glyph, and its number there."""
+        font = int(np.searchsorted(self._first_glyph, glyph, side="right")) - 1
+        return font, glyph - int(self._first_glyph[font])
+
+    def _paint(self, number: int) -> tuple[np.ndarray, int]:
+        """The columns of a color glyph, uint8 [width, P, 3], and its left edge."""
         if self._painter is None:
             self._painter = ColorPainter(self._fonts[self._color_font], self._points * self._dpi / 72)
         painter = self._painter
         # The em box stands in the middle of the patch, not on the baseline: emoji are as tall as a patch.
         shift = (painter.ascender + painter.descender - 2 * self._baseline + self._size) / 2
         bitmap, left, top = painter.glyph(number, shift)
-        columns = _fit(bitmap, self._baseline - top, self._size)
-        self.table[WIDTH, glyph] = bitmap.shape[1]
-        self.table[LEFT, glyph] = left
-        self.table[CELL, glyph] = self.table[TALL, glyph] = self._cells.add(luma(columns))
-        if len(columns):
-            self.table[COLOR, glyph] = self._color.add(columns.reshape(len(columns), -1))
+        return _fit(bitmap, self._baseline - top, self._size), left
 
     def _draw(self, font: int, glyph: int, fit: bool) -> tuple[np.ndarray, int, int]:
         """The bitmap of an outline (uint8 [height, width], 255 white), its left edge and the height of its top.

@@ -1,117 +1,102 @@
-"""Drawing: positioned glyphs become the pixel columns of a page.
+"""Drawing: positioned glyphs become sprites on a page, and sprites become its pixel columns.
 
-A glyph bitmap is stored as a cell: its columns from left to right, each as tall as a patch, white where there is no
-ink, with the baseline where the page has it. A page lies in memory in the same order, so drawing a glyph is one pass
-over a stretch of bytes. Ink adds up until it is black, as in Cairo.
+A sprite is a glyph at a height above the baseline, as it stands in the strip: a cell of columns from left to right,
+each as tall as a patch, holding ink (255 - value). A page lies in memory in the same order, so drawing a sprite is one
+pass over a stretch of bytes. Ink adds up until it is black, as in Cairo, so the order of drawing does not matter.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from megatron_pixel.rendering.shaping import GLYPH, X, Y
 
-# Rows of the int32 table of glyphs: first column in the atlas of cells (ABSENT before it is loaded), the same in the
-# atlas of tall cells, first column in the atlas of color cells (ABSENT for glyphs without color), width, distance from
-# the pen to the first column, and how far the ink of a tall cell reaches above and below (negative) the baseline.
-CELL, TALL, COLOR, WIDTH, LEFT, TOP, BOTTOM = range(7)
-TABLE_ROWS = 7
-ABSENT, REQUESTED = -1, -2
-
-# A tall cell holds a patch height more at the top and at the bottom, for glyphs that are moved off the baseline.
-TALL_PATCHES = 3
-
-ANYWHERE = -1  # as `baseline` of `draw`: moved glyphs may reach beyond the strip and are cut there
+ABSENT = -1
+# Rows of the int32 table of sprites: first column in the gray cells and in the color cells (ABSENT where it has none),
+# width, distance from the pen to the first column; the glyph and its height that it stands for.
+GRAY, COLOR, WIDTH, BEARING, SPRITE_GLYPH, SPRITE_UP = range(6)
+SPRITE_ROWS = 6
+# Rows of the int32 table of glyphs: the sprite that stands on the baseline; for the others, the lowest and the highest
+# place that a mark may take and where the list of its sprites begins, from low to high (ABSENT before it is measured).
+PLAIN, LOW, HIGH, LIFTED = range(4)
+GLYPH_TABLE_ROWS = 4
 
 
-@njit(cache=True)
-def _darken(paper: np.uint8, ink: np.uint8) -> np.uint8:
-    value = np.int32(paper) + np.int32(ink) - 255
-    return np.uint8(value if value > 0 else 0)
+def _make_darken(width: int) -> Callable[[int, int], None]:
+    """A function for compiled code that takes ``width`` bytes of ink off as many bytes of paper, at two addresses."""
+    vector = ir.VectorType(ir.IntType(8), width)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        paper, ink = (builder.inttoptr(value, vector.as_pointer()) for value in values)
+        kind = ir.FunctionType(vector, [vector, vector])
+        saturating = cgutils.get_or_insert_function(builder.module, kind, f"llvm.usub.sat.v{width}i8")
+        darker = builder.call(saturating, [builder.load(paper, align=1), builder.load(ink, align=1)])
+        builder.store(darker, paper, align=1)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def darken(typing_context, paper, ink):  # type: ignore[no-untyped-def]
+        return types.void(types.int64, types.int64), generate
+
+    return darken
 
 
-@njit(cache=True)
-def find_missing(glyphs: np.ndarray, first: int, last: int, table: np.ndarray, missing: np.ndarray) -> int:
-    """List glyphs among ``glyphs[:, first:last]`` that are not in the atlas: (number, CELL or TALL) in ``missing``.
-
-    Marks them REQUESTED in the table; the caller loads them all. Returns how many there are, at most ``len(missing)``.
-    """
-    count = 0
-    for k in range(first, last):
-        glyph = glyphs[GLYPH, k]
-        kind = CELL if glyphs[Y, k] == 0 or table[COLOR, glyph] >= 0 else TALL
-        if table[kind, glyph] == ABSENT:
-            if count == len(missing):
-                break
-            table[kind, glyph] = REQUESTED
-            missing[count, 0] = glyph
-            missing[count, 1] = kind
-            count += 1
-    return count
+_darken_16, _darken_4, _darken_1 = _make_darken(16), _make_darken(4), _make_darken(1)
 
 
-@njit(cache=True)
-def draw(
+@njit(cache=True, nogil=True)
+def draw_sprites(
     page: np.ndarray,
-    size: int,
-    baseline: int,
+    line: int,
     left: int,
     right: int,
-    origin: int,
-    glyphs: np.ndarray,
-    run_glyphs: np.ndarray,
-    run_x: np.ndarray,
-    table: np.ndarray,
-    cells: np.ndarray,
-    tall_cells: np.ndarray,
-    skip_color: bool,
-) -> bool:
-    """Draw all runs into ``page`` (uint8 [columns * size]) between its columns ``left`` and ``right``.
+    sprites: np.ndarray,
+    x: np.ndarray,
+    first: np.ndarray,
+    width: np.ndarray,
+    bearing: np.ndarray,
+    ink: np.ndarray,
+) -> None:
+    """Draw ``sprites`` (int32 [k]), their pens at the page columns ``x`` (int32 [k]), cut at ``left`` and ``right``.
 
-    ``origin`` is the column where the text begins. Marks that would reach beyond the strip are moved to its edge, given
-    the ``baseline`` (rows above it) or ANYWHERE. Returns whether the text has glyphs with color; with ``skip_color``
-    those are left to :func:`draw_color`, otherwise they are drawn in gray.
+    ``page``: uint8, columns of ``line`` bytes (P, in color 3 P), 255 where white; ``0 <= left``, and ``right`` columns
+    lie within it. ``ink``: uint8, columns of the same kind; sprite s has ``width[s]`` of them from ``first[s]`` on
+    (negative: nothing to draw), and they stand ``bearing[s]`` columns right of its pen.
     """
-    has_color = False
-    for r in range(len(run_x)):
-        for k in range(run_glyphs[r], run_glyphs[r + 1]):
-            glyph = glyphs[GLYPH, k]
-            width = table[WIDTH, glyph]
-            if width == 0:
-                continue
-            x = origin + run_x[r] + glyphs[X, k] + table[LEFT, glyph]
-            first, last = max(left - x, 0), min(right - x, width)
-            if first >= last:
-                continue
-            colored = table[COLOR, glyph] >= 0
-            has_color |= colored
-            if colored and skip_color:
-                continue
-            up = 0 if colored else glyphs[Y, k]
-            to = (x + first) * size
-            if up == 0:
-                source = (table[CELL, glyph] + first) * size
-                target = page[to : to + (last - first) * size]
-                ink = cells[source : source + (last - first) * size]
-                for i in range(len(target)):
-                    target[i] = _darken(target[i], ink[i])
-            else:
-                if baseline != ANYWHERE:
-                    up = min(max(up, baseline - size - table[BOTTOM, glyph]), baseline - table[TOP, glyph])
-                # Rows of the tall cell that fall on the page when it is moved up by `up`.
-                top = max(size + up, 0)
-                bottom = min(2 * size + up, TALL_PATCHES * size)
-                for column in range(last - first):
-                    source = (table[TALL, glyph] + first + column) * TALL_PATCHES * size
-                    for row in range(top, bottom):
-                        i = to + column * size + row - size - up
-                        page[i] = _darken(page[i], tall_cells[source + row])
-    return has_color
+    paper, cells = page.ctypes.data, ink.ctypes.data
+    for k in range(len(sprites)):
+        sprite = sprites[k]
+        if first[sprite] < 0:
+            continue
+        start = np.int64(x[k]) + bearing[sprite]
+        begin, end = max(left - start, 0), min(right - start, np.int64(width[sprite]))
+        target = paper + (start + begin) * line
+        source = cells + (first[sprite] + begin) * line
+        rest = (end - begin) * line
+        while rest >= 16:
+            _darken_16(target, source)
+            target += 16
+            source += 16
+            rest -= 16
+        while rest >= 4:
+            _darken_4(target, source)
+            target += 4
+            source += 4
+            rest -= 4
+        while rest > 0:
+            _darken_1(target, source)
+            target += 1
+            source += 1
+            rest -= 1
 
 
-@njit(cache=True)
-def collect_marks(
-    size: int,
-    baseline: int,
+@njit(cache=True, nogil=True)
+def choose_sprites(
     left: int,
     right: int,
     origin: int,
@@ -120,63 +105,53 @@ def collect_marks(
     run_x: np.ndarray,
     order: np.ndarray,
     table: np.ndarray,
-    marks: np.ndarray,
-) -> int:
-    """Fill ``marks`` (int32 [3, glyphs]) with what :func:`draw` draws, runs in ``order``; see ``page.Marks``.
+    lifted: np.ndarray,
+    sprites: np.ndarray,
+    chosen: np.ndarray,
+    missing: np.ndarray,
+) -> tuple[int, int, bool]:
+    """Fill ``chosen`` (int32 [2, room]) with the sprites of a text and the page columns of their pens.
 
-    Returns how many there are.
+    ``origin`` is the column where the text begins; sprites wholly outside ``left`` to ``right`` are left out; runs
+    come in ``order``. ``table``, ``lifted``, ``sprites``: see :class:`~megatron_pixel.rendering.atlas.Atlas`. Lists
+    glyphs that have no sprite yet with their height in ``missing`` (int32 [room, 2]); as long as there are any, the
+    caller makes them and calls again. Returns how many are chosen, how many missing, and whether any shows color.
     """
-    count = 0
+    count, absent = 0, 0
+    has_color = False
     for r in order:
         for k in range(run_glyphs[r], run_glyphs[r + 1]):
-            glyph = glyphs[GLYPH, k]
+            glyph, up = glyphs[GLYPH, k], glyphs[Y, k]
+            if up == 0:
+                sprite = table[PLAIN, glyph]
+            elif table[LIFTED, glyph] == ABSENT:
+                sprite = np.int32(ABSENT)
+            else:
+                low, high = table[LOW, glyph], table[HIGH, glyph]
+                sprite = lifted[table[LIFTED, glyph] + min(max(up, low), high) - low]
+            if sprite == ABSENT:
+                if absent < len(missing):
+                    missing[absent, 0] = glyph
+                    missing[absent, 1] = up
+                    absent += 1
+                continue
             pen = origin + run_x[r] + glyphs[X, k]
-            first = pen + table[LEFT, glyph]
-            if first >= right or first + table[WIDTH, glyph] < left:
+            first = pen + sprites[BEARING, sprite]
+            last = first + sprites[WIDTH, sprite]
+            if first >= right or last < left:
                 continue
-            up = 0 if table[COLOR, glyph] >= 0 or table[WIDTH, glyph] == 0 else glyphs[Y, k]
-            if up != 0 and baseline != ANYWHERE:
-                up = min(max(up, baseline - size - table[BOTTOM, glyph]), baseline - table[TOP, glyph])
-            marks[0, count] = glyph
-            marks[1, count] = up
-            marks[2, count] = pen
+            has_color |= sprites[COLOR, sprite] != ABSENT and last > left
+            chosen[0, count] = sprite
+            chosen[1, count] = pen
             count += 1
-    return count
+    return count, absent, has_color
 
 
-@njit(cache=True)
-def to_color(gray: np.ndarray, page: np.ndarray) -> None:
-    """Copy gray pixels, uint8 [n], into ``page``, uint8 [3 n]."""
-    for i in range(len(gray)):
-        page[3 * i] = page[3 * i + 1] = page[3 * i + 2] = gray[i]
+def sprite_keys(glyphs: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """int64 [k]: one number for each pair of a glyph and its height (both int [k]), sorted by glyph, then height."""
+    return (glyphs.astype(np.int64) << 16) + (up.astype(np.int64) + 0x8000)
 
 
-@njit(cache=True)
-def draw_color(
-    page: np.ndarray,
-    size: int,
-    left: int,
-    right: int,
-    origin: int,
-    glyphs: np.ndarray,
-    run_glyphs: np.ndarray,
-    run_x: np.ndarray,
-    table: np.ndarray,
-    color_cells: np.ndarray,
-) -> None:
-    """Draw the glyphs with color into ``page``, uint8 [columns * size * 3]; see :func:`draw`."""
-    line = size * 3
-    for r in range(len(run_x)):
-        for k in range(run_glyphs[r], run_glyphs[r + 1]):
-            glyph = glyphs[GLYPH, k]
-            if table[COLOR, glyph] < 0:
-                continue
-            x = origin + run_x[r] + glyphs[X, k] + table[LEFT, glyph]
-            first, last = max(left - x, 0), min(right - x, table[WIDTH, glyph])
-            if first >= last:
-                continue
-            source = (table[COLOR, glyph] + first) * line
-            target = page[(x + first) * line : (x + last) * line]
-            ink = color_cells[source : source + len(target)]
-            for i in range(len(target)):
-                target[i] = _darken(target[i], ink[i])
+def split_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The converse of :func:`sprite_keys`: glyphs and heights, int32 [k] each."""
+    return (keys >> 16).astype(np.int32), ((keys & 0xFFFF) - 0x8000).astype(np.int32)

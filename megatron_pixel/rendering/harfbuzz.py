@@ -51,6 +51,7 @@ def library() -> ctypes.CDLL:
         ("hb_set_destroy", None, [pointer]),
         ("hb_face_destroy", None, [pointer]),
         ("hb_font_create", pointer, [pointer]),
+        ("hb_font_get_glyph_h_advances", None, [pointer, unsigned, pointer, unsigned, pointer, unsigned]),
         ("hb_font_set_scale", None, [pointer, integer, integer]),
         ("hb_font_destroy", None, [pointer]),
         ("hb_buffer_create", pointer, []),
@@ -120,6 +121,15 @@ class ShapingFont:
         hb.hb_set_next_many(members, 0xFFFFFFFF, found.ctypes.data, len(found))
         hb.hb_set_destroy(members)
         return found
+
+    def advances(self) -> np.ndarray:
+        """int32 [glyphs]: horizontal advances in 1/64 pixel."""
+        numbers = np.arange(self.num_glyphs, dtype=np.uint32)
+        advances = np.empty(self.num_glyphs, dtype=np.int32)
+        library().hb_font_get_glyph_h_advances(
+            self.address, self.num_glyphs, numbers.ctypes.data, 4, advances.ctypes.data, 4
+        )
+        return advances
 
 
 class ShapingBuffer:

@@ -91,6 +91,11 @@ class Layout:
         self._run_glyphs = np.zeros(1, dtype=np.int32)
         self._run_width = np.zeros(0, dtype=np.int32)
 
+    def glyph_advances(self) -> np.ndarray:
+        """int16 [glyphs of all fonts]: advances in pixels before shaping, rounded as shaping rounds them."""
+        advances = np.concatenate([font.advances() for font in self._shaping_fonts])
+        return np.clip((advances + 32) >> 6, -(2**15), 2**15 - 1).astype(np.int16)
+
     def most_characters(self, limit: int) -> int:
         """The most characters that a line of ``limit`` pixels shows."""
         return limit + _SPARE_CHARACTERS

@@ -1,6 +1,7 @@
 """One rendered page: a strip of square patches."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,31 +23,77 @@ class Marks:
     """Glyphs of each segment; together k."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+class Drawing(Protocol):
+    """A page that is not drawn yet."""
+
+    @property
+    def has_color(self) -> bool:
+        """Whether the columns will hold three channels."""
+
+    def columns(self) -> np.ndarray:
+        """Draw the columns of the page."""
+
+    def marks(self) -> Marks:
+        """What they show."""
+
+
 class Page:
     """A strip of ``num_patches`` patches that shows ``text[start:end]`` of a document and ends in a black patch.
 
-    The pages of a document tile it without gap or overlap.
+    The pages of a document tile it without gap or overlap. A page comes with its columns, or with a ``drawing`` that
+    makes them when they are first asked for: who only measures or stores a text never draws it.
     """
 
-    columns: np.ndarray
-    """uint8 [n*P, P] (gray) or [n*P, P, 3] (the page holds color): one line per pixel column, from left to right, each
-    from top to bottom; 0 is black, 255 white."""
-    num_patches: int
-    """Patches of the page, its black end patch included; 1 for empty text."""
-    start: int
-    """First character of the document that the page shows."""
-    end: int
-    """Character after the last one that the page shows."""
-    patch_size: int
-    """Height and width P of a patch in pixels."""
-    marks: Marks | None = None
-    """What the renderer drew; a page from elsewhere, known by its pixels alone, has none."""
+    __slots__ = ("_columns", "_drawing", "_marks", "end", "num_patches", "patch_size", "start")
+
+    def __init__(
+        self,
+        columns: np.ndarray | None,
+        num_patches: int,
+        start: int,
+        end: int,
+        patch_size: int,
+        marks: Marks | None = None,
+        drawing: Drawing | None = None,
+    ) -> None:
+        self._columns = columns
+        self._marks = marks
+        self._drawing = drawing
+        self.num_patches = num_patches
+        """Patches of the page, its black end patch included; 1 for empty text."""
+        self.start = start
+        """First character of the document that the page shows."""
+        self.end = end
+        """Character after the last one that the page shows."""
+        self.patch_size = patch_size
+        """Height and width P of a patch in pixels."""
+
+    @property
+    def columns(self) -> np.ndarray:
+        """uint8 [n*P, P] (gray) or [n*P, P, 3] (the page holds color): one line per pixel column, from left to right,
+        each from top to bottom; 0 is black, 255 white."""
+        if self._columns is None:
+            if self._drawing is None:
+                raise ValueError("a page needs columns or a drawing")
+            self._columns = self._drawing.columns()
+        return self._columns
+
+    @property
+    def marks(self) -> Marks | None:
+        """What the renderer drew; a page from elsewhere, known by its pixels alone, has none."""
+        if self._marks is None and self._drawing is not None:
+            self._marks = self._drawing.marks()
+        return self._marks
 
     @property
     def has_color(self) -> bool:
         """Whether the columns hold three channels."""
-        return self.columns.ndim == 3
+        return self._drawing.has_color if self._drawing is not None else self.columns.ndim == 3
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A drawing belongs to the renderer of its process.
+        shown = self.num_patches, self.start, self.end, self.patch_size
+        return Page, (self.columns, *shown, self.marks)
 
     def patches(self, num_channels: int, out: np.ndarray | None = None) -> np.ndarray:
         """Return the patches as uint8 [n, P, P, C] in row, column, channel order.

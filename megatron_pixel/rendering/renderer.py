@@ -8,11 +8,12 @@ import numpy as np
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import RenderingConfig
 from megatron_pixel.rendering import blit, harfbuzz
-from megatron_pixel.rendering.atlas import Atlas
+from megatron_pixel.rendering.atlas import Atlas, SpriteCells
 from megatron_pixel.rendering.fonts import find_fonts
 from megatron_pixel.rendering.layout import Layout, Line
-from megatron_pixel.rendering.page import Marks, Page
+from megatron_pixel.rendering.page import Page
 from megatron_pixel.rendering.released import is_rtl
+from megatron_pixel.rendering.sprites import SpritePage
 from megatron_pixel.rendering.unicode_tables import unicode_versions
 
 RENDERER_VERSION = 1
@@ -51,8 +52,9 @@ class Renderer:
             config.patch_size,
             self.baseline,
             fit=not self._released,
+            in_color=config.mode == "rgb",
         )
-        self._missing = np.empty((256, 2), dtype=np.int64)
+        self._missing = np.empty((256, 2), dtype=np.int32)
 
     def render(self, text: str, max_patches: int | None = None) -> Page:
         """Render the beginning of ``text`` as one page of at most ``max_patches`` (end patch included).
@@ -140,6 +142,16 @@ class Renderer:
             "unicode": unicode_versions(),
         }
 
+    def glyph_advances(self) -> np.ndarray:
+        """int16 [glyphs of all fonts]: pixels from the pen of each glyph to the next one's, as the fonts have it by
+        default; shaping may change it."""
+        return self._layout.glyph_advances()
+
+    def sprite_cells(self, keys: np.ndarray) -> SpriteCells:
+        """Bitmaps of glyphs at heights: int64 [k] keys as :func:`~megatron_pixel.rendering.blit.sprite_keys` makes of
+        the first two rows of :class:`~megatron_pixel.rendering.page.Marks`."""
+        return self._atlas.cells(keys)
+
     def _fitting(self, text: str, patches: int) -> Line:
         limit = patches * self.patch_size - _PADDING
         most = self._layout.most_characters(limit)
@@ -181,82 +193,49 @@ class Renderer:
         return self._compose([(line, 0)], [patches], start, start + line.end)
 
     def _compose(self, lines: list[tuple[Line, int]], black: list[int], start: int, end: int) -> Page:
-        """Draw lines, each from a patch on up to its black one; the last black patch ends the page."""
+        """A page of lines, each from a patch on up to its black one; the last black patch ends the page."""
         size = self.patch_size
-        count = black[-1] + 1
-        columns: np.ndarray
-        gray = np.full(count * size * size, 255, dtype=np.uint8)
-        atlas = self._atlas
-        spans = [(first * size, stop * size) for (_, first), stop in zip(lines, black, strict=True)]
+        placed: list[np.ndarray] = []
         has_color = False
-        marks: list[np.ndarray] = []
-        for (line, _), (left, right) in zip(lines, spans, strict=True):
-            self._load_glyphs(line)
-            marks.append(self._marks(line, left, right))
-            has_color |= blit.draw(
-                gray,
-                size,
-                self.baseline if not self._released else blit.ANYWHERE,
+        for (line, first), patch in zip(lines, black, strict=True):
+            part, colored = self._choose_sprites(line, first * size, patch * size)
+            placed.append(part)
+            has_color |= colored
+        drawing = SpritePage(
+            self._atlas,
+            size,
+            placed[0] if len(placed) == 1 else np.concatenate(placed, axis=1),
+            tuple(part.shape[1] for part in placed),
+            tuple(black),
+            has_color,
+            self.config.binary_threshold if self.config.mode == "binary" else None,
+        )
+        return Page(None, black[-1] + 1, start, end, size, drawing=drawing)
+
+    def _choose_sprites(self, line: Line, left: int, right: int) -> tuple[np.ndarray, bool]:
+        """int32 [2, k]: sprites of a line and the columns of their pens; and whether they show color."""
+        chosen = np.empty((2, int(line.run_glyphs[-1])), dtype=np.int32)
+        order = np.argsort(line.run_x, kind="stable")
+        atlas = self._atlas
+        while True:
+            count, missing, has_color = blit.choose_sprites(
                 left,
                 right,
                 left + _START,
                 line.glyphs,
                 line.run_glyphs,
                 line.run_x,
+                order,
                 atlas.table,
-                atlas.cells,
-                atlas.tall_cells,
-                self.config.mode == "rgb",
+                atlas.lifted,
+                atlas.sprites,
+                chosen,
+                self._missing,
             )
-        if self.config.mode == "rgb" and has_color:
-            color = np.empty(3 * len(gray), dtype=np.uint8)
-            blit.to_color(gray, color)
-            for (line, _), (left, right) in zip(lines, spans, strict=True):
-                blit.draw_color(
-                    color,
-                    size,
-                    left,
-                    right,
-                    left + _START,
-                    line.glyphs,
-                    line.run_glyphs,
-                    line.run_x,
-                    atlas.table,
-                    atlas.color_cells,
-                )
-            columns = color.reshape(count * size, size, 3)
-        else:
-            columns = gray.reshape(count * size, size)
-        if self.config.mode == "binary":
-            columns = np.where(columns < self.config.binary_threshold, np.uint8(0), np.uint8(255))
-        for patch in black:
-            columns[patch * size : (patch + 1) * size] = 0
-        columns.setflags(write=False)
-        found = Marks(np.concatenate(marks, axis=1), tuple(black), tuple(part.shape[1] for part in marks))
-        return Page(columns, count, start, end, size, found)
-
-    def _marks(self, line: Line, left: int, right: int) -> np.ndarray:
-        marks = np.empty((3, int(line.run_glyphs[-1])), dtype=np.int32)
-        count = blit.collect_marks(
-            self.patch_size,
-            self.baseline if not self._released else blit.ANYWHERE,
-            left,
-            right,
-            left + _START,
-            line.glyphs,
-            line.run_glyphs,
-            line.run_x,
-            np.argsort(line.run_x, kind="stable"),
-            self._atlas.table,
-            marks,
-        )
-        return marks[:, :count]
-
-    def _load_glyphs(self, line: Line) -> None:
-        used = int(line.run_glyphs[-1])
-        while count := blit.find_missing(line.glyphs, 0, used, self._atlas.table, self._missing):
-            for glyph, kind in self._missing[:count].tolist():
-                self._atlas.load(glyph, kind)
+            if not missing:
+                return chosen[:, :count], has_color
+            for glyph, up in set(map(tuple, self._missing[:missing].tolist())):
+                atlas.sprite(glyph, up)
 
 
 def _codepoints(text: str) -> np.ndarray:
