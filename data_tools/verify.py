@@ -28,7 +28,8 @@ def main(words: Sequence[str]) -> int:
 
 def check(prefix: str, full: bool) -> bool:
     """Print the table of one dataset and what is wrong with it; raises UserError where there is no dataset."""
-    from megatron_pixel.data.manifest import Manifest, manifest_path, verify
+    from megatron_pixel.data.manifest import Manifest, manifest_path
+    from megatron_pixel.data.verification import verify
 
     if not os.path.exists(manifest_path(prefix)):
         raise UserError(

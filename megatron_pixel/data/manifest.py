@@ -2,21 +2,18 @@
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-import numpy as np
-
 import megatron_pixel
 from megatron_pixel.config.errors import UserError
-from megatron_pixel.data.codec import PageCodec, load_codec
-from megatron_pixel.data.files import FileEntry, hash_file, write_file
+from megatron_pixel.data.codec_base import PageCodec
+from megatron_pixel.data.files import FileEntry, write_file
 from megatron_pixel.data.indexed import IndexedReader
 from megatron_pixel.data.split import SPLITS
-from megatron_pixel.data.strings import to_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: one codec for all pages; 2: a list of codecs, each with the pages that it covers."""
 Kind = Literal["text", "pixels", "pairs", "strings"]
 CONTENTS: dict[str, tuple[str, ...]] = {
     "text": ("tokens",),
@@ -25,8 +22,6 @@ CONTENTS: dict[str, tuple[str, ...]] = {
     "strings": ("strings",),
 }
 """Which indexed datasets a split of each kind consists of: ``P.<split>.<content>.{bin,idx}``."""
-_CHUNK = 1 << 20
-_MOST_PROBLEMS = 20
 
 
 def manifest_path(prefix: str) -> str:
@@ -58,17 +53,19 @@ class SplitEntry:
 
 @dataclass
 class CodecEntry:
-    """How the pages are stored."""
+    """How a stretch of the pages is stored."""
 
     name: str
     version: int
     files: dict[str, FileEntry] = field(default_factory=dict)
-    """Tables of the codec: name after ``P.`` -> size and hash."""
+    """The file of the codec: name after ``P.`` -> size and hash."""
+    sequences: dict[str, int] = field(default_factory=dict)
+    """Pages of each split that are stored so; they follow those of the codec before it in the list."""
 
     @classmethod
-    def of(cls, prefix: str, codec: PageCodec, entries: dict[str, FileEntry]) -> Self:
+    def of(cls, prefix: str, codec: PageCodec, entries: dict[str, FileEntry], sequences: dict[str, int]) -> Self:
         """Describe ``codec``, whose :meth:`PageCodec.save` returned ``entries``."""
-        return cls(codec.name, codec.version, relative_entries(prefix, entries))
+        return cls(codec.name, codec.version, relative_entries(prefix, entries), sequences)
 
 
 @dataclass
@@ -82,7 +79,8 @@ class Manifest:
     """Fingerprint of the renderer: settings, fonts with hashes, versions."""
     tokenizer: dict[str, Any] | None = None
     """sha256, vocab_size, bos_id, eos_id and file name of the tokenizer."""
-    codec: CodecEntry | None = None
+    codecs: list[CodecEntry] = field(default_factory=list)
+    """Of the pages, in the order of the pages; several in a dataset that was joined from parts."""
     pair: dict[str, Any] | None = None
     """Caps of a pair: patches and tokens."""
     heldout_fraction: float = 0.0
@@ -135,13 +133,16 @@ class Manifest:
             )
         try:
             splits = {name: SplitEntry(**_with_files(entry)) for name, entry in content.pop("splits").items()}
-            codec = content.pop("codec")
-            codec = CodecEntry(**_with_files(codec)) if codec else None
-            manifest = cls(**content, splits=splits, codec=codec)
+            if version == 1:
+                content["codecs"] = _as_list(content.pop("codec"), splits)
+            codecs = [CodecEntry(**_with_files(codec)) for codec in content.pop("codecs")]
+            manifest = cls(**content, splits=splits, codecs=codecs)
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
         if manifest.kind not in CONTENTS or set(splits) != set(SPLITS):
             raise UserError(f"{path} is damaged: kind {manifest.kind!r} with splits {sorted(splits)}")
+        if any(len(codec.files) != 1 for codec in codecs):
+            raise UserError(f"{path} is damaged: a codec has one file")
         return manifest
 
     def _check_files(self, prefix: str) -> None:
@@ -171,10 +172,26 @@ class Manifest:
                             f"{getattr(counts, name):,}: they come from different runs; make the dataset again"
                         )
 
+            covered = sum(codec.sequences.get(split, 0) for codec in self.codecs)
+            if "pages" in CONTENTS[self.kind] and covered != counts.sequences:
+                raise UserError(
+                    f"{manifest_path(prefix)} is damaged: codecs for {covered:,} of {counts.sequences:,} pages of "
+                    f"{split}"
+                )
+
     def all_files(self) -> dict[str, FileEntry]:
         """Every file beside the manifest: name after ``P.`` -> size and hash."""
         result = {name: entry for split in self.splits.values() for name, entry in split.files.items()}
-        return result | (self.codec.files if self.codec else {})
+        for codec in self.codecs:
+            result |= codec.files
+        return result
+
+
+def _as_list(codec: dict[str, Any] | None, splits: dict[str, SplitEntry]) -> list[dict[str, Any]]:
+    """The codecs of a manifest of version 1, which has one for all pages or none."""
+    if not codec:
+        return []
+    return [codec | {"sequences": {split: counts.sequences for split, counts in splits.items()}}]
 
 
 def _with_files(section: dict[str, Any]) -> dict[str, Any]:
@@ -219,98 +236,3 @@ def refuse_existing(prefix: str, overwrite: bool = False) -> None:
         return
     what = "a dataset" if existing[0] == manifest_path(prefix) else "part of an unfinished dataset"
     raise UserError(f"{existing[0]} exists: {what} is at this prefix; choose another one, or ask to overwrite it")
-
-
-def verify(prefix: str, full: bool = True, progress: Callable[[str], None] | None = None) -> list[str]:
-    """Look for damage in the dataset at ``prefix`` and return what was found, a sentence each; nothing means sound.
-
-    Always: what :meth:`Manifest.read` checks (raised as UserError) and every entry of the indexes. ``full`` also
-    hashes every file, decodes every page and counts its patches, decodes every piece of text, and looks for token ids
-    outside the vocabulary.
-    ``progress`` is called with the name of each file before the work on it.
-    """
-    manifest = Manifest.read(prefix)
-    problems: list[str] = []
-    if full:
-        for name, entry in manifest.all_files().items():
-            if progress:
-                progress(name)
-            if hash_file(f"{prefix}.{name}") != entry.sha256:
-                problems.append(f"{prefix}.{name}: the content differs from what was written (sha256)")
-    for split, counts in manifest.splits.items():
-        for content in CONTENTS[manifest.kind]:
-            if progress:
-                progress(f"{split}.{content}")
-            reader = IndexedReader(content_prefix(prefix, split, content))
-            index_problems = _verify_index(reader)
-            problems += index_problems
-            if full and content == "pages" and not index_problems:
-                problems += _verify_pages(prefix, manifest, reader, counts)
-            if full and content == "tokens" and manifest.tokenizer:
-                problems += _verify_tokens(reader, int(manifest.tokenizer["vocab_size"]))
-            if full and content == "strings" and not index_problems:
-                problems += _verify_strings(reader)
-    return problems
-
-
-def _verify_index(reader: IndexedReader) -> list[str]:
-    path = reader.path_prefix + ".idx"
-    expected = 0
-    for start in range(0, len(reader), _CHUNK):
-        sizes = reader.sizes[start : start + _CHUNK].astype(np.int64) * reader.dtype.itemsize
-        ends = expected + np.cumsum(sizes)
-        wrong = np.flatnonzero((reader.pointers[start : start + _CHUNK] != ends - sizes) | (sizes < 0))
-        if len(wrong):
-            return [f"{path}: sequence {start + int(wrong[0])} is not where the lengths before it put it"]
-        expected = int(ends[-1])
-    for start in range(0, len(reader.document_bounds), _CHUNK):
-        bounds = reader.document_bounds[start : start + _CHUNK + 1]
-        if (start == 0 and bounds[0] != 0) or (np.diff(bounds) < 0).any():
-            return [f"{path}: the document bounds do not rise from 0"]
-    return []
-
-
-def _verify_pages(prefix: str, manifest: Manifest, reader: IndexedReader, counts: SplitEntry) -> list[str]:
-    assert manifest.codec is not None
-    try:
-        codec = load_codec(prefix, manifest.codec.name, manifest.codec.version)
-    except UserError as error:
-        return [str(error)]
-    problems = []
-    patches = 0
-    damaged = 0
-    for index in range(len(reader)):
-        try:
-            patches += codec.decode(reader[index].data).num_patches
-        except UserError as error:
-            damaged += 1
-            if damaged <= _MOST_PROBLEMS:
-                problems.append(f"{reader.path_prefix}.bin: page {index} is damaged: {error}")
-    if damaged > _MOST_PROBLEMS:
-        problems.append(f"{reader.path_prefix}.bin: {damaged - _MOST_PROBLEMS} more damaged pages")
-    if not damaged and patches != counts.patches:
-        problems.append(f"{reader.path_prefix}.bin holds {patches:,} patches, its manifest says {counts.patches:,}")
-    return problems
-
-
-def _verify_strings(reader: IndexedReader) -> list[str]:
-    problems = []
-    for index in range(len(reader)):
-        try:
-            to_text(reader[index].data)
-        except UserError as error:
-            problems.append(f"{reader.path_prefix}.bin: piece {index} is damaged: {error}")
-            if len(problems) == _MOST_PROBLEMS:
-                break
-    return problems
-
-
-def _verify_tokens(reader: IndexedReader, vocab_size: int) -> list[str]:
-    for start in range(0, reader.num_elements, _CHUNK):
-        tokens = reader.elements[start : start + _CHUNK]
-        wrong = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
-        if len(wrong):
-            position = start + int(wrong[0])
-            token = int(reader.elements[position])
-            return [f"{reader.path_prefix}.bin: token {position} is {token}, the vocabulary has {vocab_size:,} entries"]
-    return []

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from megatron_pixel.data.codec import PageCodec
+from megatron_pixel.data.codec_base import PageCodec
 from megatron_pixel.data.indexed import IndexedWriter, token_dtype
 from megatron_pixel.data.manifest import (
     CONTENTS,
@@ -20,6 +20,7 @@ from megatron_pixel.data.manifest import (
 )
 from megatron_pixel.data.preprocess_documents import Converted
 from megatron_pixel.data.split import HELDOUT, SPLITS, TRAIN
+from megatron_pixel.rendering.renderer import Renderer
 
 
 class DatasetWriter:
@@ -75,8 +76,13 @@ class DatasetWriter:
         for content in CONTENTS[self._kind]:
             self._writers[split, content].end_document()
 
-    def finish(self, codec: PageCodec | None, **description: Any) -> Manifest:
-        """Give all files their names, the manifest's last; ``description`` holds further fields of the manifest."""
+    def finish(
+        self, codec: PageCodec | None, used: np.ndarray, renderer: Renderer | None, **description: Any
+    ) -> Manifest:
+        """Give all files their names, the manifest's last.
+
+        ``used`` and ``renderer`` as for :meth:`PageCodec.save`; ``description`` holds further fields of the manifest.
+        """
         if self._overwrite:
             refuse_existing(self._prefix, overwrite=True)
         manifest = Manifest(kind=self._kind, splits=self.counts, **description)
@@ -84,7 +90,9 @@ class DatasetWriter:
             for (split, _), writer in self._writers.items():
                 manifest.add_files(self._prefix, split, writer.finalize())
             if codec is not None:
-                manifest.codec = CodecEntry.of(self._prefix, codec, codec.save(self._prefix))
+                sequences = {split: counts.sequences for split, counts in self.counts.items()}
+                files = codec.save(self._prefix, used, renderer)
+                manifest.codecs = [CodecEntry.of(self._prefix, codec, files, sequences)]
             manifest.write(self._prefix)
         except BaseException:
             remove_dataset(self._prefix)  # nothing else was at this prefix

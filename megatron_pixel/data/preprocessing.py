@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 
+import numpy as np
+
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import PairConfig
 from megatron_pixel.data.codec import codec_class, train_codec
@@ -75,7 +77,7 @@ def preprocess(
         sample: list[tuple[Document, Iterable[Chunk]]] = []
         if recipe.kind in ("pixels", "pairs"):
             sample, pages = _sample(converter, documents)
-            converter.codec = train_codec(pages, _CODEC)
+            converter.codec = train_codec(pages)
             recipe = replace(recipe, codec=converter.codec)
         known = ([converter.convert(document.text, chunks)] for document, chunks in sample)
         done = num_pages = 0
@@ -90,6 +92,8 @@ def preprocess(
             raise UserError(f"no documents in {', '.join(reader.paths)}{_skips(reader.skipped)}; nothing was written")
         manifest = writer.finish(
             converter.codec,
+            converter.codec.take_used() if converter.codec else np.empty(0, np.int64),
+            converter.renderer,
             rendering=converter.renderer.fingerprint() if converter.renderer else None,
             tokenizer=converter.tokenizer.fingerprint() if converter.tokenizer else None,
             pair=asdict(recipe.pair) if recipe.pair else None,

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from megatron_pixel.config.errors import UserError
-from megatron_pixel.data.codec import DamagedPageError, PageCodec, load_codec
+from megatron_pixel.data.codec_base import DamagedPageError
+from megatron_pixel.data.dataset_codecs import DatasetCodecs
 from megatron_pixel.data.indexed import IndexedReader
 from megatron_pixel.data.manifest import Manifest, content_prefix
 from megatron_pixel.data.split import SPLITS, TRAIN
@@ -42,9 +43,8 @@ class _Store:
     def fingerprint(self) -> str:
         """SHA-256 over the names and hashes of the split's files and the codec: equal content, equal fingerprint."""
         entry = self.manifest.splits[self.split]
-        codec = asdict(self.manifest.codec) if self.manifest.codec else None
         files = {name: file.sha256 for name, file in entry.files.items()}
-        content = json.dumps([files, codec], sort_keys=True)
+        content = json.dumps([files, [asdict(codec) for codec in self.manifest.codecs]], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -106,27 +106,20 @@ class _Pages(_Store):
     def __init__(self, prefix: str, split: str = TRAIN) -> None:
         super().__init__(prefix, split)
         self.pages = IndexedReader(content_prefix(prefix, split, "pages"))
+        self._codecs = DatasetCodecs(prefix, self.manifest, split)
 
     def __len__(self) -> int:
         return len(self.pages)
 
-    @cached_property
-    def codec(self) -> PageCodec:
-        """The codec with its tables, opened at the first page."""
-        entry = self.manifest.codec
-        if entry is None:
-            raise UserError(f"{self.prefix}.manifest.json is damaged: it names no codec")
-        return load_codec(self.prefix, entry.name, entry.version)
-
     @property
     def patch_size(self) -> int:
         """Height and width of a patch in pixels."""
-        return self.codec.patch_size
+        return self._codecs.first().patch_size
 
     def page(self, index: int) -> Page:
         """Page ``index``; its start and end are 0. Raises UserError naming a damaged page."""
         try:
-            return self.codec.decode(self.pages[index].data)
+            return self._codecs.of_page(index).decode(self.pages[index].data)
         except DamagedPageError as error:
             self._refuse(index, error)
 
@@ -136,14 +129,14 @@ class _Pages(_Store):
         See :meth:`PageCodec.decode_patches`. Raises UserError naming a damaged page.
         """
         try:
-            return self.codec.decode_patches(self.pages[index].data, num_channels, out)
+            return self._codecs.of_page(index).decode_patches(self.pages[index].data, num_channels, out)
         except DamagedPageError as error:
             self._refuse(index, error)
 
     def num_patches(self, index: int) -> int:
         """Patches of page ``index``, end patch included, without decoding it."""
         try:
-            return self.codec.num_patches(self.pages[index].data)
+            return self._codecs.of_page(index).num_patches(self.pages[index].data)
         except DamagedPageError as error:
             self._refuse(index, error)
 

@@ -69,7 +69,8 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
             counts.tokens = sum(lengths) if documents and kind != "pixels" else 0
             counts.patches = sum(lengths) if documents and kind != "text" else 0
         if kind != "text":
-            manifest.codec = CodecEntry.of(prefix, codec, codec.save(prefix))
+            sequences = {split: counts.sequences for split, counts in manifest.splits.items()}
+            manifest.codecs = [CodecEntry.of(prefix, codec, codec.save(prefix, codec.take_used()), sequences)]
         manifest.write(prefix)
         return prefix
 

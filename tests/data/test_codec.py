@@ -13,7 +13,8 @@ import pytest
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import RenderingConfig
 from megatron_pixel.data import columns as kernels
-from megatron_pixel.data.codec import ColumnCodec, DamagedPageError, codec_class, load_codec, train_codec
+from megatron_pixel.data.codec import DamagedPageError, codec_class, load_codec, train_codec
+from megatron_pixel.data.codec_columns import ColumnCodec
 from megatron_pixel.rendering.page import Page
 from megatron_pixel.rendering.renderer import Renderer
 
@@ -104,11 +105,11 @@ def test_the_same_pages_make_the_same_tables(make_page: MakePage, tmp_path: Path
     files = []
     for name in ("a", "b"):
         codec = train_codec(pages)
-        (path,) = codec.save(str(tmp_path / name))
+        (path,) = codec.save(str(tmp_path / name), codec.take_used())
         files.append(Path(path).read_bytes())
         assert codec.encode(pages[0]) == pickle.loads(pickle.dumps(codec)).encode(pages[0])
     assert files[0] == files[1]
-    loaded = load_codec(str(tmp_path / "a"), "columns", 1)
+    loaded = load_codec(str(tmp_path / "a.codec.columns"), "columns", 1)
     assert loaded.encode(pages[2]) == codec.encode(pages[2])
     assert loaded.patch_size == 16
 
@@ -204,7 +205,7 @@ def test_threads(make_page: MakePage) -> None:
 def test_tables_that_cannot_be_read(make_page: MakePage, tmp_path: Path) -> None:
     prefix = str(tmp_path / "set")
     with pytest.raises(UserError, match=r"set\.codec\.columns: No such file"):
-        load_codec(prefix, "columns", 1)
+        load_codec(prefix + ".codec.columns", "columns", 1)
     (path,) = train_codec([make_page(2)]).save(prefix)
     good = Path(path).read_bytes()
     for bad, reason in [
@@ -216,7 +217,7 @@ def test_tables_that_cannot_be_read(make_page: MakePage, tmp_path: Path) -> None
     ]:
         Path(path).write_bytes(bad)
         with pytest.raises(UserError, match=reason):
-            load_codec(prefix, "columns", 1)
+            load_codec(prefix + ".codec.columns", "columns", 1)
     assert os.listdir(tmp_path) == ["set.codec.columns"]
 
 

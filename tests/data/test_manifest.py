@@ -1,5 +1,6 @@
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.indexed import IndexedReader
-from megatron_pixel.data.manifest import Manifest, existing_files, refuse_existing, remove_dataset, verify
+from megatron_pixel.data.manifest import Manifest, existing_files, refuse_existing, remove_dataset
+from megatron_pixel.data.verification import verify
 
 MakeDataset = Callable[..., str]
 KINDS = ["text", "pixels", "pairs"]
@@ -31,7 +33,7 @@ def test_write_and_read(make_dataset: MakeDataset, kind: str) -> None:
     )
     manifest = Manifest.read(prefix)
     assert manifest.kind == kind
-    assert manifest.format_version == 1
+    assert manifest.format_version == 2
     assert manifest.created_by.startswith("megatron_pixel ")
     assert (manifest.heldout_fraction, manifest.source, manifest.command) == (0.25, {"documents": 5}, "preprocess")
     train = manifest.splits["train"]
@@ -68,10 +70,10 @@ def test_manifests_that_cannot_be_read(make_dataset: MakeDataset, tmp_path: Path
     with pytest.raises(UserError, match=r"no dataset at .*none: .*none\.manifest\.json does not exist"):
         Manifest.read(str(tmp_path / "none"))
     prefix = make_dataset("text")
-    edit(prefix, format_version=2, created_by="megatron_pixel 9.0")
-    with pytest.raises(UserError, match=r"format 2 was written by a newer program \(megatron_pixel 9.0\)"):
+    edit(prefix, format_version=3, created_by="megatron_pixel 9.0")
+    with pytest.raises(UserError, match=r"format 3 was written by a newer program \(megatron_pixel 9.0\)"):
         Manifest.read(prefix)
-    edit(prefix, format_version=1, surprise=1)
+    edit(prefix, format_version=2, surprise=1)
     with pytest.raises(UserError, match=r"damaged: .*surprise"):
         Manifest.read(prefix)
     path = Path(prefix + ".manifest.json")
@@ -179,3 +181,53 @@ def test_a_removal_cut_short_leaves_nothing_that_opens(make_dataset: MakeDataset
     assert existing_files(prefix)[0] == prefix + ".manifest.json"
     remove_dataset(prefix)
     assert existing_files(prefix) == []
+
+
+def test_a_manifest_of_version_1_opens(make_dataset: MakeDataset) -> None:
+    """It had one codec for all pages."""
+    prefix = make_dataset("pairs")
+    path = Path(prefix + ".manifest.json")
+    content = json.loads(path.read_text())
+    (codec,) = content.pop("codecs")
+    del codec["sequences"]
+    path.write_text(json.dumps(content | {"codec": codec, "format_version": 1}))
+    manifest = Manifest.read(prefix)
+    assert [(entry.name, entry.sequences) for entry in manifest.codecs] == [("columns", {"train": 7, "heldout": 0})]
+    assert verify(prefix) == []
+    prefix = make_dataset("text", "text")
+    path = Path(prefix + ".manifest.json")
+    content = json.loads(path.read_text())
+    assert content.pop("codecs") == []
+    path.write_text(json.dumps(content | {"codec": None, "format_version": 1}))
+    assert Manifest.read(prefix).codecs == []
+    assert verify(prefix) == []
+
+
+def test_codecs_that_do_not_cover_the_pages(make_dataset: MakeDataset) -> None:
+    prefix = make_dataset("pixels")
+    (codec,) = json.loads(Path(prefix + ".manifest.json").read_text())["codecs"]
+    for codecs, message in [
+        ([codec | {"sequences": {"train": 6}}], "codecs for 6 of 7 pages of train"),
+        ([], "codecs for 0 of 7 pages of train"),
+        ([codec | {"files": {}}], "a codec has one file"),
+        ([codec | {"files": codec["files"] | {"codec.b": {"bytes": 1, "sha256": ""}}}], "a codec has one file"),
+    ]:
+        edit(prefix, codecs=codecs)
+        with pytest.raises(UserError, match=message):
+            Manifest.read(prefix)
+
+
+def test_the_codec_of_another_dataset(make_dataset: MakeDataset) -> None:
+    """A sound file of the right size with other columns in it."""
+    prefix = make_dataset("pixels")
+    path = Path(prefix + ".codec.columns")
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    content[24:28] = zlib.crc32(content[28:]).to_bytes(4, "little")
+    path.write_bytes(content)
+    (first, *others) = verify(prefix)
+    assert first == f"{path}: the content differs from what was written (sha256)"
+    assert others == [
+        f"{path} is not the file that this dataset was made with (sha256); copy it from where the dataset is sound, or "
+        f"make the dataset again"
+    ]

@@ -18,7 +18,7 @@ import pytest
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import PairConfig, RenderingConfig
 from megatron_pixel.data.documents import DocumentReader, ReaderOptions
-from megatron_pixel.data.manifest import Manifest, verify
+from megatron_pixel.data.manifest import Manifest
 from megatron_pixel.data.preprocess_chunks import PairChunker, iterate_pages
 from megatron_pixel.data.preprocess_documents import Recipe, first_page
 from megatron_pixel.data.preprocess_workers import ordered_map
@@ -26,6 +26,7 @@ from megatron_pixel.data.preprocessing import preprocess
 from megatron_pixel.data.split import is_heldout
 from megatron_pixel.data.stores import PageStore, PairStore, TokenStore
 from megatron_pixel.data.tokenizer import BOS_ID, EOS_ID, Tokenizer, train_tokenizer
+from megatron_pixel.data.verification import verify
 from megatron_pixel.rendering.fonts import find_fonts
 from megatron_pixel.rendering.renderer import Renderer
 

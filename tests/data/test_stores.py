@@ -136,5 +136,5 @@ def test_fingerprints(make_dataset: MakeDataset, tmp_path: Path) -> None:
 
 def test_opening_does_not_touch_the_data(make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = make_dataset("pixels")
-    monkeypatch.setattr("megatron_pixel.data.stores.load_codec", lambda *_: pytest.fail("tables read"))
+    monkeypatch.setattr("megatron_pixel.data.dataset_codecs.load_codec", lambda *_: pytest.fail("tables read"))
     assert len(PageStore(prefix)) == 7

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_pixel.data.manifest import Manifest, verify
+from megatron_pixel.data.manifest import Manifest
+from megatron_pixel.data.verification import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 
