@@ -20,6 +20,8 @@ CHUNK_BYTES = 1 << 18
 MAX_RECORD_BYTES = 1 << 28
 """A longer record is refused: a file without line ends must not fill the memory."""
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 _CONTENTS: dict[str, Content] = {".jsonl": "jsonl", ".json": "jsonl", ".txt": "txt", ".parquet": "parquet"}
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 KNOWN_ENDINGS = (
@@ -30,14 +32,21 @@ KNOWN_ENDINGS = (
 class BadRecordError(Exception):
     """A record, or the rest of a file, that cannot be used.
 
-    ``reason`` is a short name to count by, ``where`` names file and line, ``detail`` says what is wrong.
+    ``reason`` is a short name to count by, ``name`` the file, ``line`` the number of the line if there is one,
+    ``detail`` says what is wrong.
     """
 
-    def __init__(self, reason: str, where: str, detail: str) -> None:
-        super().__init__(f"{where}: {detail}")
+    def __init__(self, reason: str, name: str, line: int | None, detail: str) -> None:
+        super().__init__(f"{name}: {detail}" if line is None else f"{name}:{line}: {detail}")
         self.reason = reason
-        self.where = where
+        self.name = name
+        self.line = line
         self.detail = detail
+
+    def moved(self, lines: int) -> "BadRecordError":
+        """The same with ``lines`` more lines before it."""
+        line = None if self.line is None else self.line + lines
+        return BadRecordError(self.reason, self.name, line, self.detail)
 
 
 class InputFormat(NamedTuple):
@@ -81,7 +90,7 @@ def open_input(path: str) -> BinaryIO:
 
 
 def read_chunks(
-    file: BinaryIO, where: str, compression: Compression | None, on_bytes: Callable[[int], None]
+    file: BinaryIO, name: str, compression: Compression | None, on_bytes: Callable[[int], None]
 ) -> Iterator[bytes]:
     """Decompressed chunks of an open file; ``on_bytes`` hears how many raw bytes were taken from it.
 
@@ -93,14 +102,14 @@ def read_chunks(
         return raw
     if compression == "gzip":
         return _decompressed(
-            raw, where, compression, lambda: cast(_Decompressor, zlib.decompressobj(wbits=31)), zlib.error
+            raw, name, compression, lambda: cast(_Decompressor, zlib.decompressobj(wbits=31)), zlib.error
         )
     import zstandard
 
     # Files written with `zstd --long=31` need the larger window.
     context = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     return _decompressed(
-        raw, where, compression, lambda: cast(_Decompressor, context.decompressobj()), zstandard.ZstdError
+        raw, name, compression, lambda: cast(_Decompressor, context.decompressobj()), zstandard.ZstdError
     )
 
 
@@ -121,7 +130,7 @@ class _Decompressor(Protocol):
 
 def _decompressed(
     raw: Iterator[bytes],
-    where: str,
+    name: str,
     compression: Compression,
     new_decompressor: Callable[[], _Decompressor],
     error_type: type[Exception],
@@ -138,7 +147,7 @@ def _decompressed(
             try:
                 out = decompressor.decompress(data)
             except error_type as error:
-                raise BadRecordError("damaged file", where, f"damaged {compression} data ({error})") from None
+                raise BadRecordError("damaged file", name, None, f"damaged {compression} data ({error})") from None
             if out:
                 yield out
             data = b""
@@ -147,47 +156,106 @@ def _decompressed(
                 decompressor = None
     if decompressor is not None:
         raise BadRecordError(
-            "truncated file", where, f"the {compression} data end in the middle: the file is truncated"
+            "truncated file", name, None, f"the {compression} data end in the middle: the file is truncated"
         )
 
 
-def read_lines(chunks: Iterator[bytes], where: str) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers from 1, without line ends; a byte order mark at the start is dropped.
+class Line(NamedTuple):
+    """One line of a text."""
 
-    Raises:
-        BadRecordError: NUL bytes (a binary file, or UTF-16), or a line longer than MAX_RECORD_BYTES.
+    number: int
+    start: int
+    """Place of its first byte in the (decompressed) text."""
+    end: int
+    """Place after its line end."""
+    data: bytes | BadRecordError
+    """Its bytes without the line end; an error in place of a line longer than MAX_RECORD_BYTES."""
+
+
+def read_lines(chunks: Iterator[bytes], name: str, number: int = 1, start: int = 0) -> Iterator[Line]:
+    """Lines of a text whose chunks begin at place ``start``, with line ``number``; no longer line fills the memory.
+
+    A byte order mark at place 0 is dropped.
     """
-    number = 1
     pending: list[bytes] = []
-    pending_bytes = 0
+    size = 0
     for chunk in chunks:
-        nul = chunk.find(b"\0")
-        if nul >= 0:
-            line = number + chunk.count(b"\n", 0, nul)
-            raise BadRecordError(
-                "binary file", f"{where}:{line}", "holds NUL bytes: a binary file, or text in UTF-16; UTF-8 is expected"
-            )
         *whole, rest = chunk.split(b"\n")
         for part in whole:
+            size += len(part)
             if pending:
                 pending.append(part)
                 part = b"".join(pending)
                 pending.clear()
-                pending_bytes = 0
-            yield number, _trim(part, number)
+            yield Line(
+                number, start, start + size + 1, _trim(part, start) if size == len(part) else _long(name, number)
+            )
+            start += size + 1
+            size = 0
             number += 1
         if rest:
-            pending.append(rest)
-            pending_bytes += len(rest)
-            if pending_bytes > MAX_RECORD_BYTES:
-                raise BadRecordError(
-                    "record too long", f"{where}:{number}", f"the line is longer than {MAX_RECORD_BYTES:,} bytes"
-                )
-    if pending:
-        yield number, _trim(b"".join(pending), number)
+            size += len(rest)
+            if size <= MAX_RECORD_BYTES:
+                pending.append(rest)
+            else:
+                pending = [b""]  # shorter than its size says: that marks a line as too long
+    if size:
+        part = b"".join(pending)
+        yield Line(number, start, start + size, _trim(part, start) if size == len(part) else _long(name, number))
 
 
-def _trim(line: bytes, number: int) -> bytes:
-    if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
+def _trim(line: bytes, start: int) -> bytes:
+    if start == 0:
+        line = line.removeprefix(BYTE_ORDER_MARK)
     return line.removesuffix(b"\r")
+
+
+def _long(name: str, number: int) -> BadRecordError:
+    return BadRecordError("record too long", name, number, f"the line is longer than {MAX_RECORD_BYTES:,} bytes")
+
+
+def first_line_start(file: BinaryIO, start: int, stop: int) -> int | None:
+    """Place of the first line that begins in [start, stop) of a file; None if there is none."""
+    if start == 0:
+        return 0 if stop > 0 else None
+    place = start - 1
+    file.seek(place)
+    while place < stop - 1:
+        chunk = file.read(min(CHUNK_BYTES, stop - 1 - place))
+        if not chunk:
+            return None
+        found = chunk.find(b"\n")
+        if found >= 0:
+            return place + found + 1
+        place += len(chunk)
+    return None
+
+
+def follows_blank_line(file: BinaryIO, start: int) -> bool:
+    """Whether the line before the one that begins at ``start`` is blank (or there is none)."""
+    end = start - 1  # its line end
+    while end > 0:
+        begin = end - CHUNK_BYTES
+        if begin < len(BYTE_ORDER_MARK):
+            begin = 0
+        file.seek(begin)
+        before = file.read(end - begin)
+        if begin == 0:
+            before = before.removeprefix(BYTE_ORDER_MARK)
+        line = before[before.rfind(b"\n") + 1 :]
+        if line and not line.isspace():
+            return False
+        if len(line) < len(before):
+            return True
+        end = begin
+    return True
+
+
+def count_lines(file: BinaryIO, stop: int) -> int:
+    """Line ends in the first ``stop`` bytes of a file."""
+    file.seek(0)
+    lines = place = 0
+    while place < stop and (chunk := file.read(min(CHUNK_BYTES, stop - place))):
+        lines += chunk.count(b"\n")
+        place += len(chunk)
+    return lines
