@@ -170,8 +170,9 @@ class Atlas:
 
     def _make_lifted(self, glyph: int, up: int) -> int:
         bitmap, left, top = self._draw(*self._font_of(glyph), fit=False)
-        # Height 0 means the sprite on the baseline; this one may differ from it, for it is not squeezed.
-        return self._add(glyph, up or 1, _fit(bitmap, self._baseline - top - up, self._size), left)
+        # Height 0 means the sprite on the baseline, which may be squeezed. This one gets a height that leads back here.
+        name = up or (1 if self.table[HIGH, glyph] == 0 else -1)
+        return self._add(glyph, name, _fit(bitmap, self._baseline - top - up, self._size), left)
 
     def _measure(self, glyph: int) -> None:
         """Find between which heights a mark is moved: so far that it is whole, or else that it is out of sight."""
