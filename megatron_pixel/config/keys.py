@@ -103,8 +103,12 @@ def expected(annotation: Any) -> str:
 def nearest(key: str, known: Iterable[str]) -> str | None:
     """The known dotted key that ``key`` most likely meant, or None if nothing resembles it."""
     keys = list(known)
-    name = key.rpartition(".")[2].replace("-", "_")
+    section, _, name = key.replace("-", "_").rpartition(".")
     same_name = [candidate for candidate in keys if candidate.rpartition(".")[2] == name]
+    # A section inside another one holds what is rarely meant, unless it is named.
+    outermost = min((candidate.count(".") for candidate in same_name), default=0)
+    named = [candidate for candidate in same_name if section and candidate.endswith(f".{section}.{name}")]
+    same_name = named or [candidate for candidate in same_name if candidate.count(".") == outermost]
     whole = difflib.get_close_matches(key.replace("-", "_"), same_name or keys, n=1, cutoff=0.0 if same_name else 0.6)
     if whole:
         return whole[0]

@@ -71,13 +71,35 @@ class RenderingConfig:
 
 
 @dataclass
+class RenderingOverrides:
+    """Other settings than a strings dataset was made with; null takes those of the dataset."""
+
+    preset: Literal["default", "released"] | None = None
+    """Instead of the dataset's ``rendering.preset``."""
+    fonts: list[str] = field(default_factory=list)
+    """Font files, first choice first; empty means the dataset's fonts, which must be installed here."""
+    font_size: float | None = None
+    """Points; null with another ``patch_size`` is the dataset's size, grown likewise."""
+    dpi: int | None = None
+    """Dots an inch."""
+    patch_size: int | None = None
+    """Height of the strip and width of a patch in pixels; ``model.patch_size``."""
+    mode: Literal["rgb", "gray", "binary"] | None = None
+    """Colors that a page may hold."""
+    binary_threshold: int | None = None
+    """Gray values below it become black in binary mode."""
+    seq_length: int | None = None
+    """Patches of a page at the most, its black end patch included; at most ``model.seq_length``."""
+
+
+@dataclass
 class DataConfig:
     """Where rows come from."""
 
     text: list[str] = field(default_factory=list)
     """Token datasets: ``prefix`` or ``weight:prefix``."""
     pixels: list[str] = field(default_factory=list)
-    """Page datasets, likewise."""
+    """Page datasets, likewise, or strings datasets, whose pages are drawn when they are read."""
     pairs: list[str] = field(default_factory=list)
     """Pair datasets, likewise."""
     mixture: str = "4:4:2"
@@ -86,6 +108,10 @@ class DataConfig:
     """Made-up rows instead of files: the ``-debug`` recipes need no prepared data."""
     prefetch: int = 4
     """Micro-batches prepared ahead of the step."""
+    workers: int = 0
+    """Processes on each rank that prepare them; 0 is a thread of the training process. The rows stay the same."""
+    rendering: RenderingOverrides = field(default_factory=RenderingOverrides)
+    """How strings datasets are rendered, where not as they were made."""
 
 
 @dataclass
@@ -189,6 +215,8 @@ class CheckpointConfig:
     """Steps whose checkpoints are kept for ever."""
     resume: str = "auto"
     """``auto`` (newest whole checkpoint of the run), ``none``, or a checkpoint folder."""
+    asynchronous: bool | None = None
+    """Write behind the training, from a copy in host memory; null means on CUDA devices only."""
     allow_changes: list[str] = field(default_factory=list)
     """Config names whose change at resume is accepted although it changes the model, the data or the optimization."""
 

@@ -52,7 +52,8 @@ def unknown_key(where: str, key: str, value: Any, schema: type, prefix: str = ""
         return message + f"did you mean {dashes}{near} ({expected(known[near].annotation)})?"
     parent = key.rpartition(".")[0]
     beside = [name for name in known if name.startswith(parent + ".")] if parent in sections(schema, prefix) else []
-    names = beside or list(sections(schema, prefix)) or list(known)
+    outer = [name for name in sections(schema, prefix) if name.count(".") == (1 if prefix else 0)]
+    names = beside or outer or list(known)
     return message + f"known {'keys' if beside else 'names'}: {', '.join(names)}"
 
 

@@ -26,6 +26,7 @@ _AT_LEAST = {
     "model.seq_length": 2,
     "model.patch_size": 4,
     "data.prefetch": 1,
+    "data.workers": 0,
     "pair.patches": 2,
     "pair.tokens": 2,
     "loss.token_weight": 0,
@@ -93,6 +94,7 @@ def validate(config: RunConfig, where: Mapping[str, str] | None = None) -> None:
     _check_model(report)
     _check_pair(report)
     _check_data(report)
+    _check_rendering(report)
     _check_batch(report)
     _check_optimization(report)
     _check_names(report)
@@ -209,6 +211,27 @@ def _check_data(report: _Report) -> None:
     if not any(weights[name] and learns[name] for name in weights):
         idle = "loss.token_weight" if learns["token"] else "loss.patch_weight"
         report.add(idle, f"0 leaves nothing to learn from the rows of data.mixture {config.data.mixture}")
+
+
+def _check_rendering(report: _Report) -> None:
+    """Settings for rows that are rendered when they are read; those that are null are the dataset's, checked later."""
+    rendering, model = report.config.data.rendering, report.config.model
+
+    def check(name: str, wrong: bool, reason: str) -> None:
+        if getattr(rendering, name) is not None and wrong:
+            report.add(f"data.rendering.{name}", reason)
+
+    size, length, threshold = rendering.patch_size, rendering.seq_length, rendering.binary_threshold
+    check("font_size", not 0 < (rendering.font_size or 0) <= 1000, f"{rendering.font_size} points is no size for text")
+    check("dpi", (rendering.dpi or 0) < 1, f"{rendering.dpi} is too small; the least is 1")
+    check("binary_threshold", not 0 <= (threshold or 0) <= 256, f"{threshold} is outside 0 .. 256")
+    check("patch_size", size != model.patch_size, f"{size} pixels, but model.patch_size is {model.patch_size}")
+    check("mode", rendering.mode == "rgb" and model.num_channels == 1, "rgb, but model.num_channels is 1")
+    check(
+        "seq_length",
+        not 2 <= (length or 0) <= model.seq_length,
+        f"{length} patches are outside 2 .. model.seq_length {model.seq_length}",
+    )
 
 
 def _check_batch(report: _Report) -> None:

@@ -4,11 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd, lcm
+from typing import Any
+
+import numpy as np
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.mixture import PerKind, parse_mixture, rows_per_kind
 from megatron_pixel.config.schema import DataConfig, EvaluationConfig, ModelConfig, PairConfig, TrainingConfig
-from megatron_pixel.data.rows import Kind, MicroBatch, Row, padding_row, stack_rows
+from megatron_pixel.data.rows import PADDING_ORIGIN, Kind, MicroBatch, Origin, Row, batch_bytes, fill_padding
 from megatron_pixel.data.sampler import Blend, RowOrder, derive_key
 from megatron_pixel.data.sources import DATA_KEYS, Source, WeightedSources, open_sources
 
@@ -60,6 +63,7 @@ class MixtureReader:
 
     def __init__(self, mixture: Mixture, sources: WeightedSources, seed: int) -> None:
         self.mixture = mixture
+        self._sources, self._seed = sources, seed
         self._streams: dict[Kind, _Stream] = {}
         for kind in mixture.rows_per_step:
             if not sources.get(kind):
@@ -70,6 +74,22 @@ class MixtureReader:
             self._streams[kind] = _Stream(sources[kind], seed)
         self._places = lru_cache(maxsize=4)(self._make_places)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.mixture, self._sources, self._seed)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the sources before a run."""
+        return [source.note for stream in self._streams.values() for source in stream.sources if source.note]
+
+    @property
+    def batch_bytes(self) -> int:
+        """Memory that the arrays of a micro-batch take at the most."""
+        return max(
+            batch_bytes(self.mixture.micro_batch_rows, stream.seq_length, stream.patch_values)
+            for stream in self._streams.values()
+        )
+
     def num_rows(self, kind: Kind) -> int:
         """Rows of this kind in all of its sources."""
         return self._streams[kind].num_rows
@@ -78,10 +98,13 @@ class MixtureReader:
         """Micro-batches of a step on each rank: the steps of gradient accumulation."""
         return len(self._places(dp_size))
 
-    def micro_batch(self, step: int, index: int, dp_rank: int, dp_size: int) -> MicroBatch:
+    def micro_batch(
+        self, step: int, index: int, dp_rank: int, dp_size: int, buffer: np.ndarray | None = None
+    ) -> MicroBatch:
         """Micro-batch ``index`` of ``step`` (both from 0) on one data-parallel rank.
 
         The rows of a step are the same for every ``micro_batch_rows`` and ``dp_size``; only who reads them changes.
+        ``buffer``, uint8 of at least :attr:`batch_bytes` elements, receives the arrays if it is given.
 
         Raises:
             UserError, RowError: if a row cannot be read; the message names the source and the row.
@@ -90,7 +113,13 @@ class MixtureReader:
         size = self.mixture.micro_batch_rows
         first = step * self.mixture.rows_per_step[kind] + (index_of_kind * dp_size + dp_rank) * size
         stream = self._streams[kind]
-        return stack_rows(kind, [read_row(*stream.locate(k)) for k in range(first, first + size)])
+        places = [stream.locate(k) for k in range(first, first + size)]
+        return _read_batch(kind, places, stream.seq_length, stream.patch_values, size, buffer)
+
+    def micro_batch_of(self, kind: Kind, rows: list[Origin], buffer: np.ndarray) -> MicroBatch:
+        """The micro-batch that :meth:`micro_batch` has written into ``buffer``, perhaps in another process."""
+        stream = self._streams[kind]
+        return MicroBatch.empty(kind, rows, stream.seq_length, stream.patch_values, buffer)
 
     def consumed(self, steps: int) -> dict[str, int]:
         """Rows that the first ``steps`` steps take from each source, by identity; the whole state of the data."""
@@ -143,12 +172,8 @@ class HeldoutReader:
             return
         for index in range(self.num_batches(kind, dp_size)):
             first = (index * dp_size + dp_rank) * size
-            batch = [read_row(source, number) for source, number in rows[first : first + size]]
-            if len(batch) < size:
-                model = batch[0] if batch else read_row(*rows[0])
-                patch_values = 0 if model.patches is None else model.patches.shape[1]
-                batch += [padding_row(len(model.tokens), patch_values)] * (size - len(batch))
-            yield stack_rows(kind, batch)
+            source = rows[0][0]
+            yield _read_batch(kind, rows[first : first + size], source.seq_length, source.patch_values, size)
 
 
 def open_training(
@@ -175,49 +200,69 @@ class RowError(RuntimeError):
     """A row could not be read, through no fault that the user can mend."""
 
 
-def read_row(source: Source, index: int) -> Row:
-    """One row; an error names the source and the row.
+def read_row(source: Source, index: int, out: Row | None = None) -> Row:
+    """One row, written into ``out`` if given; an error names the source and the row.
 
     Raises:
         UserError: if the source raised one.
         RowError: for anything else that went wrong.
     """
     try:
-        return source.row(index)
+        return source.row(index, out)
     except UserError as error:
         raise UserError(f"row {index} of {source.name}: {error}") from error
     except Exception as error:
         raise RowError(f"row {index} of {source.name}: {type(error).__name__}: {error}") from error
 
 
+def _read_batch(
+    kind: Kind,
+    places: Sequence[tuple[Source, int]],
+    seq_length: int,
+    patch_values: int,
+    size: int,
+    buffer: np.ndarray | None = None,
+) -> MicroBatch:
+    """The rows at ``places`` and, up to ``size`` rows, padding; every row is decoded or drawn where it stays."""
+    origins = [(source.name, index) for source, index in places]
+    origins += [PADDING_ORIGIN] * (size - len(places))
+    batch = MicroBatch.empty(kind, origins, seq_length, patch_values, buffer)
+    for i, (source, index) in enumerate(places):
+        read_row(source, index, batch.row(i))
+    for i in range(len(places), size):
+        fill_padding(batch.row(i))
+    return batch
+
+
 class _Stream:
     """The endless stream of rows of one kind: sources blended by weight, each in its own order."""
 
     def __init__(self, weighted: Sequence[tuple[float, Source]], seed: int) -> None:
-        self._sources = [source for _, source in weighted]
-        names = [source.name for source in self._sources]
+        self.sources = [source for _, source in weighted]
+        names = [source.name for source in self.sources]
         for name in names:
             if names.count(name) > 1:
-                raise UserError(f"{DATA_KEYS[self._sources[0].kind]} lists {name} twice: give it one entry, and weight")
-        for source in self._sources:
+                raise UserError(f"{DATA_KEYS[self.sources[0].kind]} lists {name} twice: give it one entry, and weight")
+        for source in self.sources:
             if not source.num_rows:
                 raise UserError(f"{source.name} has no rows to train on")
+        self.seq_length, self.patch_values = self.sources[0].seq_length, self.sources[0].patch_values
         self._blend = Blend([weight for weight, _ in weighted])
         self._orders = [
-            RowOrder(source.num_rows, source.rows_per_block, derive_key(seed, source.name)) for source in self._sources
+            RowOrder(source.num_rows, source.rows_per_block, derive_key(seed, source.name)) for source in self.sources
         ]
 
     @property
     def num_rows(self) -> int:
-        return sum(source.num_rows for source in self._sources)
+        return sum(source.num_rows for source in self.sources)
 
     def locate(self, k: int) -> tuple[Source, int]:
         """Source and row index of row ``k`` of the stream."""
         source, draw = self._blend(k)
-        return self._sources[source], self._orders[source](draw)
+        return self.sources[source], self._orders[source](draw)
 
     def consumed(self, rows: int) -> dict[str, int]:
-        return dict(zip((source.identity for source in self._sources), self._blend.consumed(rows), strict=True))
+        return dict(zip((source.identity for source in self.sources), self._blend.consumed(rows), strict=True))
 
 
 def _quotas(weights: list[float], available: list[int], rows: int) -> list[int]:

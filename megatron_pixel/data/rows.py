@@ -5,15 +5,18 @@ piece of text it belongs (segment id), so that packing and other layouts of a pa
 uint8 until they are on the device: a row of 1024 RGB patches is 786 KB here and would be 3 MB as floats.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from math import prod
 from typing import Literal
 
 import numpy as np
 
 WHITE = 255
 """Value of the patches at every position that shows none."""
+
+PairLayout = Literal["compact", "released"]
 
 Origin = tuple[str, int]
 """Name of the source and index of the row in it."""
@@ -54,6 +57,16 @@ class Row:
     """int32 [s]; -1 at padding."""
     origin: Origin
 
+    @classmethod
+    def empty(cls, seq_length: int, patch_values: int, origin: Origin) -> "Row":
+        """A row whose arrays are to be written; ``patch_values`` is ``d``, 0 for text rows."""
+        return MicroBatch.empty(Kind.PIXEL if patch_values else Kind.TEXT, [origin], seq_length, patch_values).row(0)
+
+    def page(self, patch_size: int) -> np.ndarray:
+        """The room for patches, uint8 [s, P, P, C]: writing into it writes the row."""
+        assert self.patches is not None
+        return self.patches.reshape(len(self.patches), patch_size, patch_size, -1)
+
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
@@ -73,6 +86,48 @@ class MicroBatch:
     rows: list[Origin]
     """Where each row comes from."""
 
+    @classmethod
+    def empty(
+        cls, kind: Kind, rows: list[Origin], seq_length: int, patch_values: int, buffer: np.ndarray | None = None
+    ) -> "MicroBatch":
+        """A batch whose arrays are to be written, row by row through :meth:`row`.
+
+        Args:
+            kind: kind of the rows.
+            rows: where each row comes from.
+            seq_length: positions ``s`` of a row.
+            patch_values: ``d``, 0 for text rows.
+            buffer: uint8 of at least :func:`batch_bytes` elements, for the arrays to lie in; by default new memory.
+        """
+        if buffer is None:
+            buffer = np.empty(batch_bytes(len(rows), seq_length, patch_values), np.uint8)
+        arrays: dict[str, np.ndarray] = {}
+        start = 0
+        for name, dtype, shape in _layout(len(rows), seq_length, patch_values):
+            stop = start + prod(shape) * np.dtype(dtype).itemsize
+            arrays[name] = buffer[start:stop].view(dtype).reshape(shape)
+            start = -(-stop // _ALIGNMENT) * _ALIGNMENT
+        return cls(
+            kind=kind,
+            tokens=arrays["tokens"],
+            patches=arrays.get("patches"),
+            modality=arrays["modality"],
+            position_ids=arrays["position_ids"],
+            segment_ids=arrays["segment_ids"],
+            rows=rows,
+        )
+
+    def row(self, i: int) -> Row:
+        """Row ``i``, whose arrays are those of the batch."""
+        return Row(
+            tokens=self.tokens[i],
+            patches=None if self.patches is None else self.patches[i],
+            modality=self.modality[i],
+            position_ids=self.position_ids[i],
+            segment_ids=self.segment_ids[i],
+            origin=self.rows[i],
+        )
+
     def count_targets(self, end_patch: bool = True) -> "TargetCounts":
         """Targets of the batch; see :func:`target_masks`."""
         return count_targets(self.modality, self.segment_ids, end_patch)
@@ -89,6 +144,67 @@ class TargetCounts:
         return TargetCounts(self.tokens + other.tokens, self.patches + other.patches)
 
 
+_ALIGNMENT = 64
+
+
+def _layout(rows: int, seq_length: int, patch_values: int) -> Iterator[tuple[str, type[np.generic], tuple[int, ...]]]:
+    """The arrays of a batch, one after the other in its memory: name, dtype, shape."""
+    if patch_values:
+        yield "patches", np.uint8, (rows, seq_length, patch_values)
+    yield "tokens", np.int64, (rows, seq_length)
+    yield "position_ids", np.int32, (rows, seq_length)
+    yield "segment_ids", np.int32, (rows, seq_length)
+    yield "modality", np.uint8, (rows, seq_length)
+
+
+def batch_bytes(rows: int, seq_length: int, patch_values: int) -> int:
+    """Bytes of memory that the arrays of a batch need."""
+    sizes = [prod(shape) * np.dtype(dtype).itemsize for _, dtype, shape in _layout(rows, seq_length, patch_values)]
+    return sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
+
+
+def fill_text(row: Row, tokens: np.ndarray, document_starts: np.ndarray) -> Row:
+    """Writes a stretch of the token stream into a row; see :func:`text_row`."""
+    n = _check_length(len(tokens), len(row.tokens), "tokens")
+    _clear(row, 0)
+    starts = np.zeros(n, np.int32)
+    starts[document_starts] = 1
+    starts[:1] = 0
+    row.tokens[:n] = tokens
+    row.modality[:n] = Modality.TOKEN
+    np.cumsum(starts, out=row.segment_ids[:n])
+    return row
+
+
+def fill_pixels(row: Row, num_patches: int) -> Row:
+    """Writes everything of a pixel row but its patches, which stand at its beginning already."""
+    _check_length(num_patches, len(row.tokens), "patches")
+    _clear(row, num_patches)
+    row.modality[:num_patches] = Modality.PATCH
+    row.segment_ids[:num_patches] = 0
+    return row
+
+
+def fill_pair(row: Row, num_patches: int, tokens: np.ndarray, layout: PairLayout, patch_cap: int) -> Row:
+    """Writes everything of a pair row but its patches, which stand at its beginning already; see :func:`pair_row`."""
+    _check_length(num_patches, patch_cap, "patches")
+    first = num_patches if layout == "compact" else patch_cap
+    m = _check_length(len(tokens), len(row.tokens) - first, "tokens")
+    _clear(row, num_patches)
+    row.tokens[first : first + m] = tokens
+    row.modality[:num_patches] = Modality.PATCH
+    row.modality[first : first + m] = Modality.TOKEN
+    row.segment_ids[:num_patches] = 0
+    row.segment_ids[first : first + m] = 1
+    return row
+
+
+def fill_padding(row: Row) -> Row:
+    """Makes a row without content and without targets."""
+    _clear(row, 0)
+    return row
+
+
 def text_row(tokens: np.ndarray, document_starts: np.ndarray, seq_length: int, origin: Origin) -> Row:
     """A stretch of the token stream.
 
@@ -99,15 +215,7 @@ def text_row(tokens: np.ndarray, document_starts: np.ndarray, seq_length: int, o
 
     The segment id counts the documents of the row from 0, also where the first one began in an earlier row.
     """
-    n = _length(tokens, seq_length, "tokens")
-    row = _blank(seq_length, None, origin)
-    starts = np.zeros(n, np.int32)
-    starts[document_starts] = 1
-    starts[:1] = 0
-    row.tokens[:n] = tokens
-    row.modality[:n] = Modality.TOKEN
-    row.segment_ids[:n] = np.cumsum(starts, dtype=np.int32)
-    return row
+    return fill_text(Row.empty(seq_length, 0, origin), tokens, document_starts)
 
 
 def pixel_row(patches: np.ndarray, seq_length: int, origin: Origin) -> Row:
@@ -117,11 +225,7 @@ def pixel_row(patches: np.ndarray, seq_length: int, origin: Origin) -> Row:
         patches: uint8 [n, P, P, C] as :meth:`Page.patches` gives them, n <= seq_length, the black end patch included.
         seq_length: positions of the row.
     """
-    n = _length(patches, seq_length, "patches")
-    row = _blank(seq_length, _laid_out(patches, seq_length), origin)
-    row.modality[:n] = Modality.PATCH
-    row.segment_ids[:n] = 0
-    return row
+    return fill_pixels(_with_patches(patches, seq_length, origin), len(patches))
 
 
 def pair_row(
@@ -129,7 +233,7 @@ def pair_row(
     tokens: np.ndarray,
     seq_length: int,
     origin: Origin,
-    layout: Literal["compact", "released"] = "compact",
+    layout: PairLayout = "compact",
     patch_cap: int = 512,
 ) -> Row:
     """The image of a text (segment 0), then the tokens of the same text (segment 1), under one running position index.
@@ -142,22 +246,12 @@ def pair_row(
             as the released code does, with padding between.
         patch_cap: patches of an image at the most.
     """
-    n = _length(patches, patch_cap, "patches")
-    first = n if layout == "compact" else patch_cap
-    m = _length(tokens, seq_length - first, "tokens")
-    row = _blank(seq_length, _laid_out(patches, seq_length), origin)
-    row.tokens[first : first + m] = tokens
-    row.modality[:n] = Modality.PATCH
-    row.modality[first : first + m] = Modality.TOKEN
-    row.segment_ids[:n] = 0
-    row.segment_ids[first : first + m] = 1
-    return row
+    return fill_pair(_with_patches(patches, seq_length, origin), len(patches), tokens, layout, patch_cap)
 
 
 def padding_row(seq_length: int, patch_values: int = 0) -> Row:
     """A row without content and without targets, to fill up a batch; ``patch_values`` is ``d``, 0 for text rows."""
-    patches = np.full((seq_length, patch_values), WHITE, np.uint8) if patch_values else None
-    return _blank(seq_length, patches, PADDING_ORIGIN)
+    return fill_padding(Row.empty(seq_length, patch_values, PADDING_ORIGIN))
 
 
 def stack_rows(kind: Kind, rows: Sequence[Row]) -> MicroBatch:
@@ -206,31 +300,27 @@ def count_targets(modality: np.ndarray, segment_ids: np.ndarray, end_patch: bool
     return TargetCounts(int(np.count_nonzero(token)), int(np.count_nonzero(patch)))
 
 
-def _blank(seq_length: int, patches: np.ndarray | None, origin: Origin) -> Row:
-    """A row of padding, but for its patches."""
-    return Row(
-        tokens=np.zeros(seq_length, np.int64),
-        patches=patches,
-        modality=np.full(seq_length, Modality.PADDING, np.uint8),
-        position_ids=np.arange(seq_length, dtype=np.int32),
-        segment_ids=np.full(seq_length, -1, np.int32),
-        origin=origin,
-    )
+def _clear(row: Row, num_patches: int) -> None:
+    """Makes padding of a row, but for its first patches."""
+    row.tokens[:] = 0
+    row.modality[:] = Modality.PADDING
+    row.position_ids[:] = np.arange(len(row.position_ids), dtype=np.int32)
+    row.segment_ids[:] = -1
+    if row.patches is not None:
+        row.patches[num_patches:] = WHITE
 
 
-def _laid_out(patches: np.ndarray, seq_length: int) -> np.ndarray:
-    """Patches [n, P, P, C] as vectors at the beginning of a row, [s, d], and white after them."""
-    n = len(patches)
-    vectors = patches.reshape(n, -1)
-    if n == seq_length:
-        return vectors
-    result = np.empty((seq_length, vectors.shape[1]), np.uint8)
-    result[:n] = vectors
-    result[n:] = WHITE
-    return result
+def _with_patches(patches: np.ndarray, seq_length: int, origin: Origin) -> Row:
+    """A row that begins with these patches, uint8 [n, P, P, C]; nothing else of it is written."""
+    _check_length(len(patches), seq_length, "patches")
+    vectors = patches.reshape(len(patches), -1)
+    row = Row.empty(seq_length, vectors.shape[1], origin)
+    assert row.patches is not None
+    row.patches[: len(vectors)] = vectors
+    return row
 
 
-def _length(sequence: np.ndarray, room: int, what: str) -> int:
-    if not 0 < len(sequence) <= room:
-        raise ValueError(f"{len(sequence)} {what} do not fit a row with room for 1 to {room}")
-    return len(sequence)
+def _check_length(length: int, room: int, what: str) -> int:
+    if not 0 < length <= room:
+        raise ValueError(f"{length} {what} do not fit a row with room for 1 to {room}")
+    return length

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.loader import diff
 from megatron_pixel.config.mixture import parse_source
-from megatron_pixel.config.schema import DataConfig, ModelConfig, PairConfig
+from megatron_pixel.config.schema import DataConfig, ModelConfig, PairConfig, RenderingConfig, RenderingOverrides
 from megatron_pixel.data.manifest import Manifest, manifest_path
-from megatron_pixel.data.rows import Kind, Row, pair_row, pixel_row, text_row
-from megatron_pixel.data.stores import PageStore, PairStore, TokenStore
+from megatron_pixel.data.rendered import StringPages
+from megatron_pixel.data.rows import Kind, Row, fill_pair, fill_pixels, fill_text
+from megatron_pixel.data.stores import PageStore, PairStore, StringStore, TokenStore
 from megatron_pixel.data.synthetic import SyntheticSource
 
 BLOCK_BYTES = 1 << 20
@@ -30,9 +32,15 @@ class Source(Protocol):
     num_rows: int
     rows_per_block: int
     """Neighbouring rows that make about 1 MB of the file."""
+    seq_length: int
+    """Positions of a row."""
+    patch_values: int
+    """Values of a patch, 0 for text rows."""
+    note: str
+    """What the user should know of it before a run, or nothing."""
 
-    def row(self, index: int) -> Row:
-        """Row ``index``, 0 <= index < num_rows."""
+    def row(self, index: int, out: Row | None = None) -> Row:
+        """Row ``index``, 0 <= index < num_rows, written into ``out`` if given, else into new memory."""
         ...
 
 
@@ -40,7 +48,30 @@ WeightedSources = Mapping[Kind, Sequence[tuple[float, Source]]]
 """The sources of each kind with their weights."""
 
 
-class TextSource:
+class _DatasetSource:
+    """What the sources of all kinds of dataset have in common.
+
+    Attributes:
+        manifest: of the dataset.
+    """
+
+    kind: Kind
+
+    def __init__(
+        self, name: str, store: TokenStore | PageStore | PairStore | StringStore, model: ModelConfig, num_rows: int
+    ) -> None:
+        self.name, self.identity, self.note = name, f"{name}@{store.fingerprint[:12]}", ""
+        self.manifest = store.manifest
+        self.num_rows = num_rows
+        self.rows_per_block = _rows_per_block(self.manifest, store.split, num_rows)
+        self.seq_length = model.seq_length
+        self.patch_values = 0 if self.kind == Kind.TEXT else model.patch_size**2 * model.num_channels
+
+    def _new(self, index: int) -> Row:
+        return Row.empty(self.seq_length, self.patch_values, (self.name, index))
+
+
+class TextSource(_DatasetSource):
     """A token dataset as one stream over its documents: row k is positions ``[k * s, (k + 1) * s)``, the last padded.
 
     Raises:
@@ -51,22 +82,18 @@ class TextSource:
 
     def __init__(self, prefix: str, split: str, model: ModelConfig, name: str) -> None:
         self._store = TokenStore(prefix, split)
-        self.name, self.identity = name, _identity(name, self._store)
-        self.manifest = self._store.manifest
+        super().__init__(name, self._store, model, -(-self._store.num_tokens // model.seq_length))
         _check_vocabulary(prefix, self.manifest, model)
-        self._seq_length = model.seq_length
-        self.num_rows = -(-self._store.num_tokens // model.seq_length)
-        self.rows_per_block = _rows_per_block(self.manifest, split, self.num_rows)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int, out: Row | None = None) -> Row:
         """Row ``index``."""
-        start = index * self._seq_length
-        stop = min(start + self._seq_length, self._store.num_tokens)
+        start = index * self.seq_length
+        stop = min(start + self.seq_length, self._store.num_tokens)
         document_starts = self._store.starts_between(start, stop) - start
-        return text_row(self._store.read(start, stop), document_starts, self._seq_length, (self.name, index))
+        return fill_text(out or self._new(index), self._store.read(start, stop), document_starts)
 
 
-class PixelSource:
+class PixelSource(_DatasetSource):
     """A page dataset; a row is a page.
 
     Raises:
@@ -77,22 +104,49 @@ class PixelSource:
 
     def __init__(self, prefix: str, split: str, model: ModelConfig, name: str) -> None:
         self._store = PageStore(prefix, split)
-        self.name, self.identity = name, _identity(name, self._store)
-        self.manifest = self._store.manifest
+        super().__init__(name, self._store, model, len(self._store))
         _check_pages(prefix, self.manifest, model)
         length = rendering_setting(self.manifest, "seq_length")
         _check_at_most(prefix, "patches of a page", length, "model", model, "seq_length")
         self._model = model
-        self.num_rows = len(self._store)
-        self.rows_per_block = _rows_per_block(self.manifest, split, self.num_rows)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int, out: Row | None = None) -> Row:
         """Row ``index``."""
-        patches = self._store.patches(index, self._model.num_channels)
-        return pixel_row(patches, self._model.seq_length, (self.name, index))
+        row = out or self._new(index)
+        patches = self._store.patches(index, self._model.num_channels, row.page(self._model.patch_size))
+        return fill_pixels(row, len(patches))
 
 
-class PairSource:
+class RenderedSource(_DatasetSource):
+    """A strings dataset; a row is a page, drawn when it is read.
+
+    Args:
+        rendering: settings to draw with instead of those of the dataset.
+
+    Raises:
+        UserError: if the dataset is not whole, or of another kind, its fonts are not here, or its pages do not fit the
+            model.
+    """
+
+    kind = Kind.PIXEL
+
+    def __init__(self, prefix: str, split: str, model: ModelConfig, rendering: RenderingOverrides, name: str) -> None:
+        store = StringStore(prefix, split)
+        super().__init__(name, store, model, len(store))
+        self._pages = StringPages(store, rendering)
+        self.identity = f"{name}@{self._pages.fingerprint[:12]}"
+        _check_rendering(prefix, self._pages.config, model)
+        self._model = model
+        self.note = self._pages.note(name)
+
+    def row(self, index: int, out: Row | None = None) -> Row:
+        """Row ``index``."""
+        row = out or self._new(index)
+        patches = self._pages.page(index).patches(self._model.num_channels, row.page(self._model.patch_size))
+        return fill_pixels(row, len(patches))
+
+
+class PairSource(_DatasetSource):
     """A pair dataset; a row is a chunk of text, first as a page, then as tokens.
 
     Raises:
@@ -103,8 +157,7 @@ class PairSource:
 
     def __init__(self, prefix: str, split: str, model: ModelConfig, pair: PairConfig, name: str) -> None:
         self._store = PairStore(prefix, split)
-        self.name, self.identity = name, _identity(name, self._store)
-        self.manifest = self._store.manifest
+        super().__init__(name, self._store, model, len(self._store))
         _check_pages(prefix, self.manifest, model)
         _check_vocabulary(prefix, self.manifest, model)
         caps = self.manifest.pair or {}
@@ -116,14 +169,12 @@ class PairSource:
             )
         self._model = model
         self._pair = pair
-        self.num_rows = len(self._store)
-        self.rows_per_block = _rows_per_block(self.manifest, split, self.num_rows)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int, out: Row | None = None) -> Row:
         """Row ``index``."""
-        patches = self._store.patches(index, self._model.num_channels)
-        tokens, origin = self._store.tokens[index], (self.name, index)
-        return pair_row(patches, tokens, self._model.seq_length, origin, self._pair.layout, self._pair.patches)
+        row = out or self._new(index)
+        patches = self._store.patches(index, self._model.num_channels, row.page(self._model.patch_size))
+        return fill_pair(row, len(patches), self._store.tokens[index], self._pair.layout, self._pair.patches)
 
 
 def open_sources(
@@ -148,11 +199,12 @@ def open_sources(
         opened[kind] = []
         entries = [parse_source(entry) for entry in listed[kind]]
         for (weight, prefix), name in zip(entries, _names(kind, [entry.prefix for entry in entries]), strict=True):
-            source = _open(kind, prefix, split, model, pair, name)
+            source = _open(kind, prefix, split, data, model, pair, name)
             opened[kind].append((weight, source))
             manifests[prefix] = source.manifest
     _check_same_tokenizer(manifests)
     _check_same_heldout(manifests)
+    _check_rendering_has_use(data, opened.get(Kind.PIXEL, ()))
     return opened
 
 
@@ -162,13 +214,15 @@ def rendering_setting(manifest: Manifest, name: str) -> Any:
 
 
 def _open(
-    kind: Kind, prefix: str, split: str, model: ModelConfig, pair: PairConfig, name: str
-) -> TextSource | PixelSource | PairSource:
+    kind: Kind, prefix: str, split: str, data: DataConfig, model: ModelConfig, pair: PairConfig, name: str
+) -> TextSource | PixelSource | RenderedSource | PairSource:
     if kind == Kind.TEXT:
         return TextSource(prefix, split, model, name)
-    if kind == Kind.PIXEL:
-        return PixelSource(prefix, split, model, name)
-    return PairSource(prefix, split, model, pair, name)
+    if kind == Kind.PAIR:
+        return PairSource(prefix, split, model, pair, name)
+    if Manifest.read(prefix).kind == StringStore.kind:
+        return RenderedSource(prefix, split, model, data.rendering, name)
+    return PixelSource(prefix, split, model, name)
 
 
 def _names(kind: Kind, prefixes: list[str]) -> list[str]:
@@ -176,10 +230,6 @@ def _names(kind: Kind, prefixes: list[str]) -> list[str]:
     short = [os.path.basename(prefix) for prefix in prefixes]
     unique = len(set(short)) == len(short)
     return [f"{kind.name.lower()}:{name}" for name in (short if unique else prefixes)]
-
-
-def _identity(name: str, store: TokenStore | PageStore | PairStore) -> str:
-    return f"{name}@{store.fingerprint[:12]}"
 
 
 def _rows_per_block(manifest: Manifest, split: str, num_rows: int) -> int:
@@ -211,6 +261,35 @@ def _check_pages(prefix: str, manifest: Manifest, model: ModelConfig) -> None:
         raise UserError(
             f"{manifest_path(prefix)}: its pages are rendered in mode rgb, but model.num_channels is 1: set "
             f"--model.num_channels 3 or make the dataset again with --rendering.mode gray"
+        )
+
+
+def _check_rendering(prefix: str, rendering: RenderingConfig, model: ModelConfig) -> None:
+    """What :func:`_check_pages` asks of stored pages, of the settings that rows are rendered with."""
+    rows = f"{manifest_path(prefix)}: its rows are rendered with"
+    if rendering.patch_size != model.patch_size:
+        raise UserError(
+            f"{rows} patches of {rendering.patch_size} pixels, but model.patch_size is {model.patch_size}: set "
+            f"--data.rendering.patch_size {model.patch_size} or --model.patch_size {rendering.patch_size}"
+        )
+    if rendering.mode == "rgb" and model.num_channels == 1:
+        raise UserError(
+            f"{rows} mode rgb, but model.num_channels is 1: set --data.rendering.mode gray or --model.num_channels 3"
+        )
+    if rendering.seq_length > model.seq_length:
+        raise UserError(
+            f"{rows} up to {rendering.seq_length} patches, but model.seq_length is {model.seq_length}: set "
+            f"--data.rendering.seq_length {model.seq_length} or --model.seq_length {rendering.seq_length}"
+        )
+
+
+def _check_rendering_has_use(data: DataConfig, pixels: Sequence[tuple[float, Source]]) -> None:
+    given = diff(RenderingOverrides(), data.rendering)
+    if given and pixels and not any(isinstance(source, RenderedSource) for _, source in pixels):
+        names = ", ".join(f"data.rendering.{name}" for name in sorted(given))
+        raise UserError(
+            f"{names}: every dataset under data.pixels holds pages that are drawn already: leave the setting out, or "
+            f"give a dataset of strings (data_tools/preprocess.py strings)"
         )
 
 

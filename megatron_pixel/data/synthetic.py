@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ModelConfig, PairConfig
-from megatron_pixel.data.rows import Kind, Row, pair_row, pixel_row, text_row
+from megatron_pixel.data.rows import Kind, Row, fill_pair, fill_pixels, fill_text
 from megatron_pixel.data.sampler import derive_key
 
 BOS, EOS = 1, 2
@@ -74,57 +74,59 @@ class SyntheticSource:
     """
 
     rows_per_block = 64
+    note = ""
 
     def __init__(self, kind: Kind, split: str, model: ModelConfig, pair: PairConfig) -> None:
         self.kind = kind
         self.name = self.identity = f"{kind.name.lower()}:synthetic"
         self.num_rows = NUM_ROWS[split]
         self._split = split
-        self._seq_length = model.seq_length
+        self.seq_length = model.seq_length
+        self.patch_values = 0 if kind == Kind.TEXT else model.patch_size**2 * model.num_channels
         self._pair = pair
         self._language = Language(model.vocab_size, model.patch_size, model.num_channels)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int, out: Row | None = None) -> Row:
         """Row ``index``: always the same, and drawn in well under a millisecond."""
         rng = _generator(self.name, self._split, index)
-        origin = (self.name, index)
+        row = out or Row.empty(self.seq_length, self.patch_values, (self.name, index))
         if self.kind == Kind.TEXT:
-            return self._text_row(rng, origin)
+            return self._text_row(rng, row)
         if self.kind == Kind.PIXEL:
-            page = self._language.page(self._language.words(rng, self._seq_length), self._page_length(rng))
-            return pixel_row(page, self._seq_length, origin)
-        return self._pair_row(rng, origin)
+            page = self._language.page(self._language.words(rng, self.seq_length), self._page_length(rng))
+            return fill_pixels(row, self._place(page, row))
+        return self._pair_row(rng, row)
 
-    def _text_row(self, rng: np.random.Generator, origin: tuple[str, int]) -> Row:
+    def _place(self, page: np.ndarray, row: Row) -> int:
+        """Writes a page at the beginning of a row; returns its patches."""
+        row.page(page.shape[1])[: len(page)] = page
+        return len(page)
+
+    def _text_row(self, rng: np.random.Generator, row: Row) -> Row:
         documents = list(self._documents(rng))
         starts = np.cumsum([0, *(len(document) for document in documents[:-1])])
-        tokens = np.concatenate(documents)[: self._seq_length]
-        return text_row(tokens, starts, self._seq_length, origin)
+        tokens = np.concatenate(documents)[: self.seq_length]
+        return fill_text(row, tokens, starts)
 
     def _documents(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         length = 0
-        while length < self._seq_length:
-            count = int(rng.integers(max(1, self._seq_length // 8), self._seq_length + 1))
+        while length < self.seq_length:
+            count = int(rng.integers(max(1, self.seq_length // 8), self.seq_length + 1))
             document = self._language.document(self._language.words(rng, count))
             length += len(document)
             yield document
 
     def _page_length(self, rng: np.random.Generator) -> int:
-        return int(rng.integers(max(2, self._seq_length // 2), self._seq_length + 1))
+        return int(rng.integers(max(2, self.seq_length // 2), self.seq_length + 1))
 
-    def _pair_row(self, rng: np.random.Generator, origin: tuple[str, int]) -> Row:
+    def _pair_row(self, rng: np.random.Generator, row: Row) -> Row:
         words = self._language.words(rng, max(1, self._pair.tokens - 2))
         patches = np.cumsum([len(self._language.spellings[word]) for word in words])
         fitting = max(1, int(np.searchsorted(patches, self._pair.patches - 1, side="right")))
         words = words[: max(1, int(rng.integers(fitting // 2, fitting + 1)))]
-        return pair_row(
-            self._language.page(words, self._pair.patches),
-            self._language.document(words)[: self._pair.tokens],
-            self._seq_length,
-            origin,
-            self._pair.layout,
-            self._pair.patches,
-        )
+        drawn = self._place(self._language.page(words, self._pair.patches), row)
+        tokens = self._language.document(words)[: self._pair.tokens]
+        return fill_pair(row, drawn, tokens, self._pair.layout, self._pair.patches)
 
 
 def _generator(*parts: str | int) -> np.random.Generator:

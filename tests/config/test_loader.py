@@ -109,6 +109,14 @@ def test_other_wrong_types(recipe: Write, text: str, reason: str) -> None:
             ":2: training.seq_length: unknown key (value 8); did you mean model.seq_length",
         ),
         (
+            "rendering:\n  seq_length: 8\n",
+            ":1: rendering: unknown key (value {'seq_length': 8}); did you mean data.rendering",
+        ),
+        (
+            "data:\n  rendering:\n    font: 8\n",
+            ":3: data.rendering.font: unknown key (value 8); did you mean data.rendering.fonts (a list of text)?",
+        ),
+        (
             "pair:\n  qqq: 8\n",
             ":2: pair.qqq: unknown key (value 8); known keys: pair.layout, pair.patches, pair.tokens",
         ),

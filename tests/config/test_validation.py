@@ -39,6 +39,17 @@ def synthetic(*overrides: str) -> RunConfig:
         (["--data.text=nan:x"], "data.text: 'nan:x': expected"),
         (["--data.pixels=2:"], "data.pixels: '2:': expected"),
         (["--data.pairs="], "data.pairs: '': expected"),
+        (["--data.workers=-1"], "data.workers: -1 is too small; the least is 0"),
+        (["--data.rendering.font_size=0"], "data.rendering.font_size: 0.0 points is no size for text"),
+        (["--data.rendering.dpi=0"], "data.rendering.dpi: 0 is too small; the least is 1"),
+        (["--data.rendering.binary_threshold=257"], r"data.rendering.binary_threshold: 257 is outside 0 \.\. 256"),
+        (["--data.rendering.patch_size=32"], "data.rendering.patch_size: 32 pixels, but model.patch_size is 16"),
+        (["--data.rendering.seq_length=1"], r"data.rendering.seq_length: 1 patches are outside 2 \.\. .* 1024"),
+        (["--data.rendering.seq_length=1025"], "data.rendering.seq_length: 1025 patches are outside"),
+        (
+            ["--data.rendering.mode=rgb", "--model.num_channels=1"],
+            "data.rendering.mode: rgb, but model.num_channels is 1",
+        ),
         (
             ["--training.global_batch_rows=77"],
             "global_batch_rows: 77 rows cannot be split 4:4:2; nearest valid: 75 or 80",

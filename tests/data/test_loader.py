@@ -9,7 +9,7 @@ from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import DataConfig, ModelConfig, PairConfig, TrainingConfig
 from megatron_pixel.data.loader import PrefetchLoader
 from megatron_pixel.data.mixture import Mixture, MixtureReader, RowError, open_training
-from megatron_pixel.data.rows import Kind, Row, text_row
+from megatron_pixel.data.rows import Kind, Row, fill_text
 
 MODEL = ModelConfig(vocab_size=32, seq_length=16, patch_size=4, num_channels=1)
 PAIR = PairConfig(patches=8, tokens=8)
@@ -28,17 +28,18 @@ class FailingSource:
     kind = Kind.TEXT
     num_rows = 100
     rows_per_block = 4
+    seq_length, patch_values, note = 16, 0, ""
 
     def __init__(self, fails_at: int, error: Exception) -> None:
         self.fails_at = fails_at
         self.error = error
         self.reads = 0
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int, out: Row | None = None) -> Row:
         self.reads += 1
         if index == self.fails_at:
             raise self.error
-        return text_row(np.ones(16, np.int64), np.array([0]), 16, (self.name, index))
+        return fill_text(out or Row.empty(16, 0, (self.name, index)), np.ones(16, np.int64), np.array([0]))
 
 
 def failing_reader(source: FailingSource) -> MixtureReader:

@@ -6,7 +6,7 @@ import pytest
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import DataConfig, EvaluationConfig, ModelConfig, PairConfig, TrainingConfig
 from megatron_pixel.data.mixture import HeldoutReader, Mixture, MixtureReader, open_heldout, open_training, read_row
-from megatron_pixel.data.rows import PADDING_ORIGIN, Kind, Row, TargetCounts, pair_row, pixel_row, text_row
+from megatron_pixel.data.rows import PADDING_ORIGIN, Kind, Row, TargetCounts, fill_pair, fill_pixels, fill_text
 
 MODEL = ModelConfig(vocab_size=32, seq_length=16, patch_size=4, num_channels=1)
 PAIR = PairConfig(patches=8, tokens=8)
@@ -23,17 +23,21 @@ class TinySource:
         self.name = name
         self.identity = name + "@1"
         self.rows_per_block = 3
+        self.seq_length = 8
+        self.patch_values = 0 if kind == Kind.TEXT else 4
+        self.note = ""
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int, out: Row | None = None) -> Row:
         assert 0 <= index < self.num_rows
-        origin = (self.name, index)
+        row = out or Row.empty(8, self.patch_values, (self.name, index))
         tokens = np.full(2 + index % 3, index)
-        patches = np.zeros((2 + index % 2, 2, 2, 1), np.uint8)
         if self.kind == Kind.TEXT:
-            return text_row(tokens, np.array([0]), 8, origin)
+            return fill_text(row, tokens, np.array([0]))
+        patches = 2 + index % 2
+        row.patches[:patches] = 0
         if self.kind == Kind.PIXEL:
-            return pixel_row(patches, 8, origin)
-        return pair_row(patches, tokens, 8, origin, "compact", 4)
+            return fill_pixels(row, patches)
+        return fill_pair(row, patches, tokens, "compact", 4)
 
 
 def sources() -> dict[Kind, list[tuple[float, TinySource]]]:
