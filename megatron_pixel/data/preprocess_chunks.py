@@ -5,7 +5,6 @@ follows the first character that does not fit cannot change a page. So the cost 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 
@@ -33,7 +32,7 @@ def iterate_pages(render: Render, text: str, max_patches: int) -> Iterator[Page]
         if page.end == len(window) and start + len(window) < len(text):
             look *= 2
             continue
-        page = replace(page, start=start, end=start + page.end)
+        page.start, page.end = start, start + page.end
         yield page
         if page.end >= len(text):
             return
@@ -69,7 +68,7 @@ class PairChunker:
             elif page.end == len(window) and not last:
                 look *= 2
                 continue
-            page = replace(page, start=start, end=start + page.end)
+            page.start, page.end = start, start + page.end
             yield page, with_ends(self._tokenizer, ids, last=last)
             if last:
                 return
