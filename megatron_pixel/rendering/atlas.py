@@ -1,5 +1,6 @@
 """The atlas: sprites of all glyphs met so far, in the memory layout of a page."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import freetype
@@ -29,7 +30,7 @@ from megatron_pixel.rendering.page import luma
 # Light hinting moves outlines vertically only, as Pango-Cairo does by default.
 _LOAD = freetype.FT_LOAD_TARGET_LIGHT
 # Letters are squeezed into the strip down to this part of their height; what is still taller is cut.
-_LOWEST = 0.5
+_LOWEST = 0.25
 
 
 class _Growing:
@@ -165,11 +166,11 @@ class Atlas:
         if font == self._color_font:
             columns, left = self._paint(number)
             return self._add(glyph, 0, columns if self._in_color else luma(columns), left)
-        bitmap, left, top = self._draw(font, number, fit=self._fit)
+        bitmap, left, top = self._draw(font, number)
         return self._add(glyph, 0, _fit(bitmap, self._baseline - top, self._size), left)
 
     def _make_lifted(self, glyph: int, up: int) -> int:
-        bitmap, left, top = self._draw(*self._font_of(glyph), fit=False)
+        bitmap, left, top = self._draw(*self._font_of(glyph), lifted=True)
         # Height 0 means the sprite on the baseline, which may be squeezed. This one gets a height that leads back here.
         name = up or (1 if self.table[HIGH, glyph] == 0 else -1)
         return self._add(glyph, name, _fit(bitmap, self._baseline - top - up, self._size), left)
@@ -183,7 +184,7 @@ class Atlas:
             low = high = 0
             sprite = self.sprite(glyph, 0)
         elif self._fit:
-            bitmap, _, top = self._draw(font, number, fit=False)
+            bitmap, _, top = self._draw(font, number, lifted=True)
             high = self._baseline - top
             low = min(self._baseline - self._size - top + len(bitmap), high)
             if not len(bitmap):
@@ -216,11 +217,12 @@ class Atlas:
         bitmap, left, top = painter.glyph(number, shift)
         return _fit(bitmap, self._baseline - top, self._size), left
 
-    def _draw(self, font: int, glyph: int, fit: bool) -> tuple[np.ndarray, int, int]:
+    def _draw(self, font: int, glyph: int, lifted: bool = False) -> tuple[np.ndarray, int, int]:
         """The bitmap of an outline (uint8 [height, width], 255 white), its left edge and the height of its top.
 
-        With ``fit``, an outline that reaches beyond the strip is squeezed into it: what is above the baseline by one
-        factor, what is below by another, so that the letter keeps standing on the baseline.
+        If letters are to fit, an outline that reaches beyond the strip is squeezed into it: what is above the baseline
+        by one factor, what is below by another, so that the letter keeps standing on the baseline. One that is
+        ``lifted`` off it only has to be no taller than the strip.
         """
         face = self._faces.get(font)
         if face is None:
@@ -235,8 +237,11 @@ class Atlas:
         try:
             face.load_glyph(glyph, _LOAD)
             slot = face.glyph
-            if fit:
-                _squeeze(slot, self._baseline * 64, (self._size - self._baseline) * 64)
+            if self._fit and slot.format == freetype.FT_GLYPH_FORMAT_OUTLINE:
+                if lifted:
+                    _shorten(slot.outline, self._size * 64)
+                else:
+                    _squeeze(slot.outline, self._baseline * 64, (self._size - self._baseline) * 64)
             slot.render(freetype.FT_RENDER_MODE_NORMAL)
         except freetype.FT_Exception:
             return np.zeros((0, 0), dtype=np.uint8), 0, 0  # a broken outline is drawn as nothing
@@ -247,20 +252,29 @@ class Atlas:
         return 255 - ink, slot.bitmap_left, slot.bitmap_top
 
 
-def _squeeze(slot: freetype.GlyphSlot, above: int, below: int) -> None:
+def _squeeze(outline: freetype.Outline, above: int, below: int) -> None:
     """Scale an outline that reaches noticeably further than ``above`` and ``below`` the baseline, in 1/64 pixel."""
-    if slot.format != freetype.FT_GLYPH_FORMAT_OUTLINE:
-        return
-    box = slot.outline.get_bbox()
+    box = outline.get_bbox()
     tolerance = (above + below) // 64  # a quarter of a pixel in 16: nothing of an umlaut's dots is missed
     up = max(above / box.yMax, _LOWEST) if box.yMax > above + tolerance else 1.0
     down = max(below / -box.yMin, _LOWEST) if -box.yMin > below + tolerance else 1.0
-    if up == down == 1.0:
-        return
-    raw = slot.outline._FT_Outline
+    if up != 1.0 or down != 1.0:
+        _change_heights(outline, lambda y: int(y * (up if y > 0 else down)))
+
+
+def _shorten(outline: freetype.Outline, height: int) -> None:
+    """Scale an outline whose bitmap is taller than ``height`` to just that, in 1/64 pixel and whole pixels."""
+    box = outline.get_bbox()
+    bottom = box.yMin & -64
+    if ((box.yMax + 63) & -64) - bottom > height:
+        factor = min(height / (box.yMax - box.yMin), 1.0)
+        _change_heights(outline, lambda y: bottom + int((y - box.yMin) * factor))
+
+
+def _change_heights(outline: freetype.Outline, change: Callable[[int], int]) -> None:
+    raw = outline._FT_Outline
     for i in range(raw.n_points):
-        point = raw.points[i]
-        point.y = int(point.y * (up if point.y > 0 else down))
+        raw.points[i].y = change(raw.points[i].y)
 
 
 def _fit(bitmap: np.ndarray, top: int, height: int) -> np.ndarray:

@@ -191,8 +191,17 @@ def test_spaces_between_scripts_and_ignorables_take_no_other_font(renderer: Buil
 
 
 def test_printable_ascii_is_not_squeezed(renderer: Build) -> None:
-    atlas = renderer()._atlas
-    build = renderer()
-    for number in glyph_numbers(build, "".join(map(chr, range(0x20, 0x7F)))):
-        plain, fitted = atlas._draw(0, number, fit=False), atlas._draw(0, number, fit=True)
-        assert np.array_equal(plain[0], fitted[0])
+    printable = "".join(map(chr, range(0x20, 0x7F)))
+    assert np.array_equal(renderer().render(printable).columns, renderer(preset="released").render(printable).columns)
+    assert not np.array_equal(ink(renderer().render("Ấ")), ink(renderer(preset="released").render("Ấ")))
+
+
+def test_a_mark_taller_than_the_strip_is_shortened(renderer: Build) -> None:
+    # An enclosing screen, hung below this letter: its upper and its lower edge are both there.
+    rows = ink(renderer().render("ž\u20e2")).sum(axis=0)
+    assert min(rows[0], rows[-1]) > 8 * 255
+
+
+def test_a_deep_stack_is_whole(renderer: Build) -> None:
+    # A subjoined Burmese letter that reaches nine pixels below the baseline, squeezed into four; it ends in a stroke.
+    assert ink(renderer().render("အ္ည")).sum(axis=0)[-1] > 3 * 255
