@@ -3,9 +3,11 @@
 import queue
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from types import TracebackType
 
+from megatron_pixel.data.loader_workers import Task, build_in_workers
 from megatron_pixel.data.mixture import MixtureReader
 from megatron_pixel.data.rows import MicroBatch
 
@@ -16,10 +18,11 @@ _Item = tuple[int, MicroBatch] | BaseException | None
 
 
 class PrefetchLoader:
-    """Iterates over ``(step, micro-batches of that step)``, read ahead by one thread.
+    """Iterates over ``(step, micro-batches of that step)``, read ahead by one thread or by processes.
 
     Use it as a context manager, or call :meth:`close`: either ends the thread, also while steps are left. An error of
-    the reader is raised here, at the step whose row could not be read, after all earlier steps were handed out.
+    the reader is raised here, at the step whose row could not be read, after all earlier steps were handed out. The
+    micro-batches and their order are the same for every number of processes.
 
     Args:
         reader: where the micro-batches come from.
@@ -27,16 +30,19 @@ class PrefetchLoader:
         dp_rank: data-parallel rank of this process.
         dp_size: data-parallel ranks.
         depth: micro-batches held ready at the most, beyond those handed out.
+        workers: processes that build the micro-batches; 0 builds them in the thread. Each of them has two more in hand.
     """
 
-    def __init__(self, reader: MixtureReader, steps: Iterable[int], dp_rank: int, dp_size: int, depth: int) -> None:
+    def __init__(
+        self, reader: MixtureReader, steps: Iterable[int], dp_rank: int, dp_size: int, depth: int, workers: int = 0
+    ) -> None:
         self._micro_batches = reader.num_micro_batches(dp_size)
         self._queue: queue.Queue[_Item] = queue.Queue(maxsize=max(1, depth))
         self._stop = threading.Event()
         self._ended = False
         self._thread = threading.Thread(
             target=_read_ahead,
-            args=(reader, iter(steps), dp_rank, dp_size, self._queue, self._stop),
+            args=(reader, iter(steps), dp_rank, dp_size, workers, self._queue, self._stop),
             name="prefetch",
             daemon=True,
         )
@@ -95,17 +101,30 @@ def _read_ahead(
     steps: Iterator[int],
     dp_rank: int,
     dp_size: int,
+    workers: int,
     ready: "queue.Queue[_Item]",
     stop: threading.Event,
 ) -> None:
+    tasks = ((step, index) for step in steps for index in range(reader.num_micro_batches(dp_size)))
     try:
-        for step in steps:
-            for index in range(reader.num_micro_batches(dp_size)):
-                if not _put(ready, (step, reader.micro_batch(step, index, dp_rank, dp_size)), stop):
+        if workers:
+            built = build_in_workers(reader, tasks, dp_rank, dp_size, workers, stop.is_set)
+        else:
+            built = _build_here(reader, tasks, dp_rank, dp_size)
+        with closing(built):
+            for item in built:
+                if not _put(ready, item, stop):
                     return
         _put(ready, None, stop)
     except BaseException as error:
         _put(ready, error, stop)
+
+
+def _build_here(
+    reader: MixtureReader, tasks: Iterable[Task], dp_rank: int, dp_size: int
+) -> Generator[tuple[int, MicroBatch]]:
+    for step, index in tasks:
+        yield step, reader.micro_batch(step, index, dp_rank, dp_size)
 
 
 def _put(ready: "queue.Queue[_Item]", item: _Item, stop: threading.Event) -> bool:

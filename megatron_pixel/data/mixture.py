@@ -1,6 +1,7 @@
 """What a step reads: rows of every kind in fixed numbers, the same rows for every layout of devices."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd, lcm
@@ -81,6 +82,13 @@ class MixtureReader:
     def notes(self) -> list[str]:
         """What the user should know of the sources before a run."""
         return [source.note for stream in self._streams.values() for source in stream.sources if source.note]
+
+    def warm_up(self) -> None:
+        """Reads a row of every source, so that code is compiled and cached; what goes wrong is left for later."""
+        for stream in self._streams.values():
+            for source in stream.sources:
+                with suppress(Exception):
+                    source.row(0)
 
     @property
     def batch_bytes(self) -> int:
