@@ -90,6 +90,8 @@ class Batch:
     """A micro-batch as tensors."""
 
     kind: Kind
+    rows: MicroBatch
+    """What it was made of, on the host."""
     inputs: ModelInputs
     labels: Labels
     counts: dict[str, int]
@@ -125,7 +127,7 @@ def to_tensors(rows: MicroBatch, objectives: Sequence["Objective"], device: torc
     labels = Labels(inputs.tokens, inputs.patches, inputs.targets, inputs.header)
     held = MODALITIES[rows.kind]
     named = {o.name: n for o, n in zip(objectives, counts, strict=True) if o.modality in held}
-    return Batch(rows.kind, inputs, labels, named)
+    return Batch(rows.kind, rows, inputs, labels, named)
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

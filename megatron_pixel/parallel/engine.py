@@ -181,10 +181,10 @@ def build_engine(model: torch.nn.Module, config: Mapping[str, Any], weight_decay
         model: the stages in order.
         config: from :func:`merged_config`.
         weight_decay: for matrices; see :func:`parameter_groups`.
-        mpu: the process mesh under the names that DeepSpeed asks for.
+        mpu: the process mesh under the names that DeepSpeed asks for; None for a pipeline, which brings its own.
 
     Returns:
-        The DeepSpeedEngine.
+        The DeepSpeedEngine, a PipelineEngine for a pipeline.
 
     Raises:
         UserError: DeepSpeed refuses a key of the file, or the file asks for asynchronous checkpoints, whose files would

@@ -6,6 +6,7 @@ can be. Megatron's default order and DeepSpeed's pipe-data-model topology give t
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,32 @@ class Mesh:
         """Ranks that hold the same weights and read different rows."""
         return parallel_state.get_data_parallel_group()
 
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank has the heads: only there outputs and losses are known."""
+        return self.pipe_rank == self.pipe_size - 1
+
+    def sum_over_pipeline(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``tensor`` summed in place over the ranks of this pipeline; collective.
+
+        What only the last rank knows reaches all when the others bring zeros.
+        """
+        if self.pipe_size > 1:
+            dist.all_reduce(tensor, group=parallel_state.get_pipeline_model_parallel_group())
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks that share this one's place along tensor parallelism; collective.
+
+        Args:
+            value: anything that pickles; the same on all tensor-parallel ranks.
+        """
+        values = _gathered(value, parallel_state.get_data_parallel_group())
+        if self.pipe_size > 1:
+            stages = _gathered(values, parallel_state.get_pipeline_model_parallel_group())
+            values = [entry for stage in stages for entry in stage]
+        return values
+
 
 def start_mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Mesh:
     """Join the processes that were started together; NCCL and one GPU each where there are GPUs, gloo otherwise.
@@ -130,7 +157,12 @@ def stop_mesh() -> None:
     # Process groups that linger in cycles would shut down after the interpreter has torn down what they need.
     gc.collect()
     if dist.is_initialized():
-        dist.destroy_process_group()
+        # DeepSpeed keeps its groups in globals, where the next mesh of this process would find them.
+        comm = sys.modules.get("deepspeed.comm")
+        if comm is not None and comm.is_initialized():
+            comm.destroy_process_group()
+        else:
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -149,6 +181,12 @@ def mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Iterator[Mes
             stop_mesh()
         raise
     stop_mesh()
+
+
+def _gathered(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def _join(launch: Launch, device: torch.device, timeout: timedelta) -> None:

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
 from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.data.mixture import HeldoutReader
-from megatron_pixel.data.rows import Kind, MicroBatch, Modality
+from megatron_pixel.data.rows import Kind, Modality
 from megatron_pixel.model.batch import Batch, to_tensors
 from megatron_pixel.model.objectives import NextPatch, Objective, losses
+from megatron_pixel.parallel.execution import Execution, Outputs
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training.losses import LossTotals
 
@@ -36,14 +35,14 @@ class Evaluation:
     losses: dict[str, float | None]
     """Keys as in metrics.jsonl, without prefix; each the mean over all held-out targets of its kind."""
     pages: list[PredictedPage]
-    """The first held-out pages, on data-parallel rank 0."""
+    """The first held-out pages, on the ranks of data-parallel rank 0; in a pipeline on all ranks."""
 
 
 class Evaluator:
     """Runs the model over the held-out rows of every kind, the same rows each time, on all ranks.
 
     Args:
-        module: the model; in evaluation mode while it runs here, its weights stay as they are.
+        execution: the model, in any layout; its weights stay as they are.
         reader: held-out rows, as many batches on every rank.
         objectives: what the model predicts.
         model: shape of the patches.
@@ -51,38 +50,48 @@ class Evaluator:
     """
 
     def __init__(
-        self, module: Any, reader: HeldoutReader, objectives: Sequence[Objective], model: ModelConfig, mesh: Mesh
+        self,
+        execution: Execution,
+        reader: HeldoutReader,
+        objectives: Sequence[Objective],
+        model: ModelConfig,
+        mesh: Mesh,
     ) -> None:
-        self._module = module
+        self._execution = execution
         self._reader = reader
         self._objectives = objectives
         self._shape = (model.patch_size, model.patch_size, model.num_channels)
         self._mesh = mesh
 
-    @torch.no_grad()
     def run(self, pages: int = 0) -> Evaluation:
         """Evaluate; collective.
 
         Args:
             pages: pages to show with their predictions: of pixel rows, or of pair rows where there are none.
         """
-        totals = LossTotals(self._mesh.device)
+        mesh = self._mesh
+        totals = LossTotals(mesh.device)
         shown: list[PredictedPage] = []
         with_pages = next((kind for kind in (Kind.PIXEL, Kind.PAIR) if self._reader.num_rows(kind)), None)
-        self._module.eval()
-        for kind in Kind:
-            for rows in self._reader.batches(kind, self._mesh.data_rank, self._mesh.data_size):
-                batch = to_tensors(rows, self._objectives, self._mesh.device)
-                outputs = self._module(batch.inputs)
-                totals.add(kind, losses(outputs, batch.labels, self._objectives))
-                if kind == with_pages and len(shown) < pages and self._mesh.data_rank == 0:
-                    shown += self._predicted_pages(rows, batch, outputs)[: pages - len(shown)]
-        self._module.train()
-        return Evaluation(totals.means(self._objectives, self._mesh.data_group), shown)
 
-    def _predicted_pages(
-        self, rows: MicroBatch, batch: Batch, outputs: tuple[torch.Tensor, ...]
-    ) -> list[PredictedPage]:
+        def look(outputs: Outputs, batch: Batch) -> None:
+            totals.add(batch.kind, losses(outputs, batch.labels, self._objectives))
+            if batch.kind == with_pages and len(shown) < pages and mesh.data_rank == 0:
+                shown.extend(self._predicted_pages(batch, outputs)[: pages - len(shown)])
+
+        for kind in Kind:
+            batches = (
+                to_tensors(rows, self._objectives, mesh.device)
+                for rows in self._reader.batches(kind, mesh.data_rank, mesh.data_size)
+            )
+            self._execution.evaluate(batches, self._reader.num_batches(kind, mesh.data_size), look)
+        if pages and mesh.pipe_size > 1:
+            # The last rank has seen them, the first one draws them.
+            shown = [page for part in mesh.gather(shown) for page in part]
+        return Evaluation(totals.means(self._objectives, mesh), shown)
+
+    def _predicted_pages(self, batch: Batch, outputs: Outputs) -> list[PredictedPage]:
+        rows = batch.rows
         place = next(i for i, objective in enumerate(self._objectives) if isinstance(objective, NextPatch))
         objective = self._objectives[place]
         assert isinstance(objective, NextPatch)

@@ -17,10 +17,12 @@ from megatron_pixel.data.rows import PADDING_ORIGIN, Kind, MicroBatch, Modality,
 from megatron_pixel.drawing import prediction_sheet
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import build_stages
+from megatron_pixel.parallel.execution import WholeModel
 from megatron_pixel.parallel.mesh import mesh
 from megatron_pixel.training.baselines import PatchBaselines, UnigramEntropy
+from megatron_pixel.training.canonical import load_weights, open_source
 from megatron_pixel.training.evaluation import Evaluator
-from megatron_pixel.training.weights import load_weights, named_checkpoint, newest_whole
+from megatron_pixel.training.weights import named_checkpoint, newest_whole
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,10 @@ class SwappedReader(HeldoutReader):
         """Rows of the kind."""
         return sum(len(batch.rows) for batch in self._swapped) if kind == Kind.PAIR else 0
 
+    def num_batches(self, kind: Kind, dp_size: int) -> int:
+        """Batches of the only rank."""
+        return len(self._swapped) if kind == Kind.PAIR else 0
+
     def batches(self, kind: Kind, dp_rank: int = 0, dp_size: int = 1) -> Iterator[MicroBatch]:
         """The batches of the only rank."""
         return iter(self._swapped if kind == Kind.PAIR else [])
@@ -172,13 +178,14 @@ def evaluate_run(
     with mesh(ParallelConfig()) as here:
         objectives = pretraining_objectives(config.model, config.loss)
         module = torch.nn.Sequential(*build_stages(config.model, objectives, config.training.seed)).to(here.device)
-        load_weights(module, folder)
+        load_weights(module, open_source(folder))
         reader = open_heldout(config.data, config.model, config.pair, config.training, config.evaluation)
-        evaluation = Evaluator(module, reader, objectives, config.model, here).run(pages=1)
+        model = WholeModel(module)
+        evaluation = Evaluator(model, reader, objectives, config.model, here).run(pages=1)
         shuffled = None
         if reader.num_rows(Kind.PAIR) > 1:
             swapped = SwappedReader(reader, config.model, config.pair)
-            shuffled = Evaluator(module, swapped, objectives, config.model, here).run().losses["loss_token_pair"]
+            shuffled = Evaluator(model, swapped, objectives, config.model, here).run().losses["loss_token_pair"]
     text, pixel, pair = (measure_baselines(reader.batches(kind), config.model, config.loss.end_patch) for kind in Kind)
     speed = median_patches_per_second(run / "metrics.jsonl")
     report = Report(step, evaluation.losses, text, pixel, pair, shuffled, speed)

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,9 +16,10 @@ from megatron_pixel.config.schema import (
     TrainingConfig,
 )
 from megatron_pixel.data.rows import MicroBatch
-from megatron_pixel.model.batch import to_tensors
+from megatron_pixel.model.batch import Batch, to_tensors
 from megatron_pixel.model.objectives import Objective, losses
 from megatron_pixel.parallel.engine import set_learning_rate
+from megatron_pixel.parallel.execution import Outputs, Training
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training.guards import LossGuard, StopSignals
 from megatron_pixel.training.losses import LossTotals, StepCounts, micro_batch_loss
@@ -46,7 +46,7 @@ class Trainer:
     """Takes the optimizer steps of a run.
 
     Args:
-        engine: the DeepSpeed engine.
+        execution: the model and its optimizer, in the layout of the run.
         objectives: what the model learns.
         model, training, optimizer: the parts of the config that a step depends on.
         end_patch: whether the black end patch is a target.
@@ -55,7 +55,7 @@ class Trainer:
 
     def __init__(
         self,
-        engine: Any,
+        execution: Training,
         objectives: Sequence[Objective],
         model: ModelConfig,
         training: TrainingConfig,
@@ -63,7 +63,8 @@ class Trainer:
         end_patch: bool,
         mesh: Mesh,
     ) -> None:
-        self.engine = engine
+        self.engine = execution.engine
+        self._execution = execution
         self._objectives = objectives
         self._model, self._training, self._optimizer = model, training, optimizer
         self._end_patch = end_patch
@@ -91,16 +92,17 @@ class Trainer:
         rate = learning_rate(step, self._training.steps, self._optimizer)
         set_learning_rate(self.engine, rate)
         skipped_before = self.engine.skipped_steps
-        contributions = []
-        for micro_batch in batches:
-            batch = to_tensors(micro_batch, self._objectives, mesh.device)
-            terms = losses(self.engine(batch.inputs), batch.labels, self._objectives)
-            loss = micro_batch_loss(terms, self._objectives, counts.targets, mesh.data_size, len(batches))
-            self.engine.backward(loss)
-            self.engine.step()
-            totals.add(micro_batch.kind, terms)
-            contributions.append(loss.detach())
-        means = totals.means(self._objectives, mesh.data_group)
+        contributions: list[torch.Tensor] = []
+
+        def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
+            terms = losses(outputs, batch.labels, self._objectives)
+            totals.add(batch.kind, terms)
+            value = micro_batch_loss(terms, self._objectives, counts.targets, mesh.data_size, len(batches))
+            contributions.append(value.detach())
+            return value
+
+        self._execution.step((to_tensors(rows, self._objectives, mesh.device) for rows in batches), loss)
+        means = totals.means(self._objectives, mesh)
         skipped = self.engine.skipped_steps > skipped_before
         finite = math.isfinite(means["loss"] or 0.0)
         rows = "" if finite else self._bad_rows(batches, contributions)
@@ -135,13 +137,11 @@ class Trainer:
         """Rows of the micro-batches without a finite loss, over all ranks; collective."""
         mine = [
             f"{source} {row}"
-            for batch, loss in zip(batches, contributions, strict=True)
+            for batch, loss in zip(batches, contributions, strict=self.mesh.is_last_stage)
             if not math.isfinite(loss.item())
             for source, row in batch.rows
         ]
-        gathered: list[list[str]] = [[] for _ in range(self.mesh.data_size)]
-        dist.all_gather_object(gathered, mine, group=self.mesh.data_group)
-        names = sorted({name for part in gathered for name in part})
+        names = sorted({name for part in self.mesh.gather(mine) for name in part})
         shown = ", ".join(names[:16])
         return f"{shown} and {len(names) - 16} more" if len(names) > 16 else shown or "none in particular"
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from megatron_pixel.data.rows import Kind, MicroBatch, Modality
 from megatron_pixel.model.objectives import LossSum, Objective
+from megatron_pixel.parallel.mesh import Mesh
 
 KEYS = {
     (Kind.TEXT, "token"): "loss_token_text",
@@ -85,13 +86,14 @@ class LossTotals:
                 self._sums[place] += term.sum.detach()
                 self._counts[place] += term.count
 
-    def means(self, objectives: Sequence[Objective], group: dist.ProcessGroup) -> dict[str, float | None]:
-        """Losses over all data-parallel ranks by key; None without targets. ``loss`` is the weighted sum of the means.
+    def means(self, objectives: Sequence[Objective], mesh: Mesh) -> dict[str, float | None]:
+        """Losses over all ranks by key; None without targets. ``loss`` is the weighted sum of the means.
 
-        Collective over ``group``.
+        Collective, with the same answer on all ranks; in a pipeline only the last one has added anything.
         """
         totals = torch.stack([self._sums, self._sums.new_tensor(self._counts)], dim=1)
-        dist.all_reduce(totals, group=group)
+        dist.all_reduce(totals, group=mesh.data_group)
+        mesh.sum_over_pipeline(totals)
         sums = dict(zip(self._places, totals.tolist(), strict=True))
         means: dict[str, float | None] = {"loss": 0.0}
         for key, (total, count) in sums.items():

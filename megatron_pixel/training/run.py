@@ -1,12 +1,11 @@
 """A pretraining run put together: data, model, engine, checkpoint, and the folder that keeps its record."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from megatron_pixel.config.loader import save_config
@@ -16,20 +15,25 @@ from megatron_pixel.data.mixture import open_heldout, open_training
 from megatron_pixel.data.rows import Kind
 from megatron_pixel.drawing import prediction_sheet
 from megatron_pixel.model.objectives import pretraining_objectives
-from megatron_pixel.model.stages import build_stages
-from megatron_pixel.parallel.engine import DeepSpeedFile, build_engine, merged_config
+from megatron_pixel.model.stages import stage_specs
+from megatron_pixel.parallel.build import build_training
+from megatron_pixel.parallel.engine import DeepSpeedFile, merged_config
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training import checkpoint, checkpoint_files
+from megatron_pixel.training.data_facts import data_facts
 from megatron_pixel.training.evaluation import Evaluator, PredictedPage
 from megatron_pixel.training.guards import StopSignals
 from megatron_pixel.training.loop import Hooks, Milestones, Trainer, train
 from megatron_pixel.training.metrics import MetricsLog, Record
 from megatron_pixel.training.progress import Progress, losses_line
 from megatron_pixel.training.resume import Layout
+from megatron_pixel.training.saving import Saver
 from megatron_pixel.training.summary import start_block
 
 READ_AHEAD_BYTES = 2 << 30
 """Host memory for patches read ahead, on each rank."""
+LAST_WAIT = 60.0
+"""Seconds that a run which ends by an error waits for a checkpoint in the background."""
 
 
 class Run:
@@ -53,9 +57,13 @@ class Run:
         self._resumed = None
         if found is not None:
             consumed = self._reader.consumed(found.step)
-            self._resumed = checkpoint.restore(self._engine, found, config, self._layout, consumed)
+            self._resumed = checkpoint.restore(self._engine, found, config, consumed, self._data_facts)
         self._done = 0 if self._resumed is None else self._resumed.step
         self._last = min(config.training.stop_after or config.training.steps, config.training.steps)
+        behind = config.checkpoint.asynchronous
+        behind = mesh.device.type == "cuda" if behind is None else behind
+        self._saver = Saver(self._engine, self._checkpoints, config, self._layout, self._data_facts, behind)
+        self._stall = 0.0
         self._open_record()
         self._show(start_block(config, mesh, self._layout, self._parameters, self._rows, len(self._kinds)))
         self._show(self._starting_point(found))
@@ -63,6 +71,7 @@ class Run:
     def _open_data(self) -> None:
         config = self._config
         size = self._mesh.data_size
+        self._data_facts = data_facts(config.data)
         self._reader = open_training(config.data, config.model, config.pair, config.training, size)
         self._heldout = open_heldout(config.data, config.model, config.pair, config.training, config.evaluation)
         mixture = self._reader.mixture
@@ -77,19 +86,16 @@ class Run:
         file.check(config.training, config.optimizer, len(self._kinds))
         self._layout = Layout(mesh.data_size, mesh.tensor_size, mesh.pipe_size, file.zero_stage)
         self._objectives = pretraining_objectives(config.model, config.loss)
-        stages = build_stages(
-            config.model,
-            self._objectives,
-            config.training.seed,
-            tensor_parallel=mesh.tensor_size,
-            touch_all=file.touches_all,
-        )
-        model = torch.nn.Sequential(*stages).to(mesh.device)
-        self._parameters = _count_parameters(model, mesh.tensor_size)
         merged = merged_config(
             file, config.training, config.optimizer, len(self._kinds), cuda=mesh.device.type == "cuda"
         )
-        self._engine = build_engine(model, merged, config.optimizer.weight_decay, mesh.mpu)
+        specs = stage_specs(
+            config.model, self._objectives, config.training.seed, mesh.tensor_size, touch_all=file.touches_all
+        )
+        self._execution, self._parameters = build_training(
+            specs, config.model.layers, merged, config.optimizer.weight_decay, mesh
+        )
+        self._engine = self._execution.engine
 
     def _open_record(self) -> None:
         """The run's folder; rank 0 keeps it."""
@@ -113,7 +119,7 @@ class Run:
             self._show(f"nothing to do: step {self._done:,} of {config.training.steps:,} is done")
             return
         trainer = Trainer(
-            self._engine,
+            self._execution,
             self._objectives,
             config.model,
             config.training,
@@ -121,7 +127,7 @@ class Run:
             config.loss.end_patch,
             mesh,
         )
-        self._evaluator = Evaluator(self._engine.module, self._heldout, self._objectives, config.model, mesh)
+        self._evaluator = Evaluator(self._execution, self._heldout, self._objectives, config.model, mesh)
         steps = range(self._done, self._last)
         signals = StopSignals()
         try:
@@ -135,6 +141,7 @@ class Run:
                     signals,
                     Hooks(self._record, self._evaluate, self._save, self._show),
                 )
+            self._saver.wait()
         finally:
             signals.restore()
         self._show(self._ending(stopped_by))
@@ -152,13 +159,18 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and self._progress is not None:
-            self._progress.finish()
-            self._progress.keep(f"ended by {type(error).__name__}: {error}")
+        if error is not None:
+            if self._progress is not None:
+                self._progress.finish()
+                self._progress.keep(f"ended by {type(error).__name__}: {error}")
+            # The checkpoint that is being written is worth a minute; without the other ranks it would take for ever.
+            with suppress(Exception):
+                self._saver.wait(LAST_WAIT)
         self.close()
 
     def _record(self, record: Record, last: bool) -> None:
         self._done = int(record["step"] or 0)
+        record["checkpoint_stall_seconds"], self._stall = self._stall, 0.0
         if self._metrics is not None and self._progress is not None:
             self._metrics.step(record, last)
             self._progress.step(record)
@@ -184,8 +196,10 @@ class Run:
 
     def _save(self, step: int) -> None:
         consumed = self._reader.consumed(step)
-        folder = checkpoint.save(self._engine, self._checkpoints, step, self._config, self._layout, consumed)
-        self._show(f"step {step:,}: saved {folder}")
+        saved = self._saver.save(step, consumed)
+        self._stall += saved.stall
+        done = "is saving behind the training" if self._saver.background else "saved"
+        self._show(f"step {step:,}: {done} {saved.folder}, training stood still for {saved.stall:.2f} s")
 
     def _show(self, text: str) -> None:
         if self._progress is not None:
@@ -199,6 +213,8 @@ class Run:
         else:
             lines.append(f"  resume      {found.folder}, {found.step:,} of {total:,} steps done")
             lines += [f"              passed over {reason}" for reason in found.passed_over]
+            if self._resumed.origin is not None:
+                lines.append(f"              from another layout ({self._resumed.origin}); random states drawn anew")
             lines += [f"              changed {change}" for change in self._resumed.changed]
         if self._mesh.is_main and self._aside is not None:
             lines.append(f"              later checkpoints moved to {self._aside}")
@@ -225,12 +241,3 @@ def _read_ahead(config: RunConfig, accumulation: int) -> int:
     model = config.model
     values = model.seq_length * model.patch_size**2 * model.num_channels * config.training.micro_batch_rows
     return max(config.data.prefetch, min(accumulation, READ_AHEAD_BYTES // values))
-
-
-def _count_parameters(model: torch.nn.Module, tensor_parallel: int) -> int:
-    """Parameters of the whole model: those that are split count for every rank."""
-
-    def copies(parameter: Any) -> int:
-        return tensor_parallel if getattr(parameter, "tensor_model_parallel", False) else 1
-
-    return sum(parameter.numel() * copies(parameter) for parameter in model.parameters())

@@ -17,6 +17,7 @@ from megatron_pixel.data.mixture import HeldoutReader, open_heldout
 from megatron_pixel.data.rows import Kind
 from megatron_pixel.model.batch import MODALITIES, Labels, ModelInputs
 from megatron_pixel.model.objectives import NextPatch, pretraining_objectives
+from megatron_pixel.parallel.execution import WholeModel
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training.evaluation import Evaluator
 
@@ -61,8 +62,8 @@ def reader(mixture: str, rows: int = 5) -> HeldoutReader:
 def test_losses_and_pages_of_a_known_model(one_process: Mesh, patch_target: Any) -> None:
     objectives = pretraining_objectives(ModelConfig(patch_target=patch_target), LossConfig())
     model = Clairvoyant(objectives)
-    found = Evaluator(model, reader("4:4:2"), objectives, MODEL, one_process).run(pages=3)
-    assert model.calls == ["eval", "train"]
+    found = Evaluator(WholeModel(model), reader("4:4:2"), objectives, MODEL, one_process).run(pages=3)
+    assert model.calls == ["eval", "train"] * len(Kind)
     assert found.losses["loss_token_text"] == pytest.approx(math.log(64))
     assert found.losses["loss_token_pair"] == pytest.approx(math.log(64))
     assert found.losses["loss_patch_pixel"] == found.losses["loss_patch_pair"] == pytest.approx(0, abs=1e-9)
@@ -83,5 +84,5 @@ def test_losses_and_pages_of_a_known_model(one_process: Mesh, patch_target: Any)
 )
 def test_pages_come_from_pixel_rows_or_else_from_pairs(one_process: Mesh, mixture: str, kind: str | None) -> None:
     objectives = pretraining_objectives(ModelConfig(), LossConfig())
-    found = Evaluator(Clairvoyant(objectives), reader(mixture), objectives, MODEL, one_process).run(pages=9)
+    found = Evaluator(WholeModel(Clairvoyant(objectives)), reader(mixture), objectives, MODEL, one_process).run(pages=9)
     assert [page.origin[0] for page in found.pages] == ([] if kind is None else [kind] * 5)

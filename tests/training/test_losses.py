@@ -21,7 +21,7 @@ def test_means_over_all_targets_not_over_micro_batches(one_process: Mesh) -> Non
     totals.add(Kind.TEXT, {"token": term(2.0, 1)})
     totals.add(Kind.PAIR, {"token": term(6.0, 5), "patch": term(3.0, 2)})
     totals.add(Kind.PIXEL, {"patch": term(1.0, 2)})
-    means = totals.means(OBJECTIVES, one_process.data_group)
+    means = totals.means(OBJECTIVES, one_process)
     assert means == {
         "loss_token_text": 12 / 5,
         "loss_token_pair": 6 / 5,
@@ -34,7 +34,7 @@ def test_means_over_all_targets_not_over_micro_batches(one_process: Mesh) -> Non
 def test_what_has_no_target_is_none(one_process: Mesh) -> None:
     totals = LossTotals(one_process.device)
     totals.add(Kind.TEXT, {"token": term(9.0, 3), "patch": term(0.0, 0)})
-    means = totals.means(OBJECTIVES, one_process.data_group)
+    means = totals.means(OBJECTIVES, one_process)
     assert (means["loss"], means["loss_token_text"]) == (3.0, 3.0)
     assert (means["loss_token_pair"], means["loss_patch_pixel"], means["loss_patch_pair"]) == (None, None, None)
 

@@ -1,0 +1,119 @@
+"""Taking a step, or an evaluation, over micro-batches: one interface for a whole model and for a pipeline.
+
+A pipeline decides by itself when which micro-batch runs where, so the loop hands all of them over at once, and what it
+wants to know of the outputs it passes as functions. They are called in the order of the micro-batches, on the ranks
+that hold the last stage; on the others never.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_pixel.model.batch import Batch
+
+Outputs = tuple[Tensor, ...]
+Loss = Callable[[Outputs, Batch], Tensor]
+"""The scalar whose backward pass a micro-batch contributes."""
+Look = Callable[[Outputs, Batch], None]
+"""Takes the outputs of a micro-batch of an evaluation."""
+
+
+class Execution(ABC):
+    """The model, ready to run in some layout."""
+
+    @abstractmethod
+    def evaluate(self, batches: Iterable[Batch], count: int, look: Look) -> None:
+        """Forward passes over ``count`` micro-batches of equal shapes, without gradients; collective."""
+
+
+class Training(Execution):
+    """An execution that can also train.
+
+    Attributes:
+        engine: the DeepSpeed engine.
+    """
+
+    engine: Any
+
+    @abstractmethod
+    def step(self, batches: Iterable[Batch], loss: Loss) -> None:
+        """Forward and backward passes over the micro-batches of a step, and the optimizer step; collective."""
+
+
+class WholeModel(Execution):
+    """A model that stands on this device."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], count: int, look: Look) -> None:
+        self.module.eval()
+        for batch in batches:
+            look(self.module(batch.inputs), batch)
+        self.module.train()
+
+
+class WholeTraining(WholeModel, Training):
+    """A DeepSpeed engine without a pipeline."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine.module)
+        self.engine = engine
+
+    def step(self, batches: Iterable[Batch], loss: Loss) -> None:
+        for batch in batches:
+            self.engine.backward(loss(self.engine(batch.inputs), batch))
+            self.engine.step()
+
+
+class PipelineTraining(Training):
+    """A DeepSpeed ``PipelineEngine``, whose schedule is one forward, one backward.
+
+    Only first and last ranks pull micro-batches, in order. DeepSpeed would carry labels along; here the last rank keeps
+    the batches that it has pulled until their outputs arrive.
+
+    Args:
+        engine: None until :meth:`attach`, as the engine's model needs :meth:`loss` first.
+    """
+
+    def __init__(self) -> None:
+        self.engine: Any = None
+        self._waiting: deque[Batch] = deque()
+        self._loss: Loss | None = None
+
+    def attach(self, engine: Any) -> "PipelineTraining":
+        """Name the engine whose model calls :meth:`loss`."""
+        self.engine = engine
+        return self
+
+    def loss(self, outputs: Outputs, labels: tuple[Tensor, ...]) -> Tensor:
+        """What DeepSpeed calls on the last rank with the outputs of each micro-batch."""
+        assert self._loss is not None
+        return self._loss(outputs, self._waiting.popleft())
+
+    def step(self, batches: Iterable[Batch], loss: Loss) -> None:
+        self._loss = loss
+        self.engine.train_batch(self._feed(batches))
+
+    def evaluate(self, batches: Iterable[Batch], count: int, look: Look) -> None:
+        if not count:
+            return
+
+        def no_loss(outputs: Outputs, batch: Batch) -> Tensor:
+            look(outputs, batch)
+            return torch.zeros((), device=outputs[0].device)
+
+        self._loss = no_loss
+        self.engine.eval_batch(self._feed(batches), reduce_output=None, bcast_loss=False, num_micro_batches=count)
+        self.engine.module.train()
+
+    def _feed(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Outputs]]:
+        for batch in batches:
+            if self.engine.is_last_stage():
+                self._waiting.append(batch)
+            yield tuple(batch.inputs), ()
