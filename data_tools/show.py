@@ -2,14 +2,20 @@
 
 python data_tools/show.py P --index 3 --output page.png
 python data_tools/show.py P --index 3 --output pair.png --split heldout --tokenizer tokenizer.model
+python data_tools/show.py P --sheet 12 --output sheet.png
+python data_tools/show.py P --sheet 12 --first 5000 --columns 4 --lines 6 --output sheet.png
 python data_tools/show.py --text "Hello, world" --output page.png
+
+--sheet draws a contact sheet: so many records chosen at random (the same ones for the same --seed), or, with --first,
+those from there on. Text of pairs and of text datasets is drawn in blue.
 """
 
 import argparse
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,11 +27,16 @@ from megatron_pixel.data.split import SPLITS, TRAIN
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
+    from megatron_pixel.contact_sheet import Card
     from megatron_pixel.data.manifest import Manifest
     from megatron_pixel.data.tokenizer import Tokenizer
     from megatron_pixel.drawing import Panel
     from megatron_pixel.rendering.page import Page
+    from megatron_pixel.rendering.renderer import Renderer
+
+ROW_UNITS = {"text": "row", "pixels": "page", "pairs": "pair", "strings": "piece"}
 
 
 def main(words: Sequence[str]) -> None:
@@ -33,13 +44,19 @@ def main(words: Sequence[str]) -> None:
     arguments = parse(words)
     config = from_arguments(arguments, RenderingConfig, "rendering")
     if arguments.text is not None:
-        panels = text_panels(sys.stdin.read() if arguments.text == "-" else arguments.text, config)
-        title = "Rendered text"
-    else:
-        panels = dataset_panels(arguments, config)
-        title = f"{arguments.prefix}, {arguments.split} {arguments.index}"
-    if arguments.output is not None:
-        draw(panels, title, arguments)
+        from megatron_pixel.rendering.renderer import Renderer
+
+        text = sys.stdin.read() if arguments.text == "-" else arguments.text
+        pages = Renderer(config).pages(text)
+        draw_panels(text_panels(pages, "page"), "Rendered text", arguments)
+        return
+    records = Records(arguments, config)
+    if arguments.sheet is not None:
+        draw_sheet(records, arguments)
+        return
+    records.check(arguments.index, "--index")
+    panels = records.panels(arguments.index)
+    draw_panels(panels, f"{arguments.prefix}, {arguments.split} {arguments.index}", arguments)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -49,81 +66,158 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("prefix", nargs="?", metavar="P", help="output prefix of preprocess.py")
     parser.add_argument("--text", help="render this text instead (- for standard input)")
-    parser.add_argument("--index", type=int, default=0, help="page, pair, or row of a text dataset (default: 0)")
+    parser.add_argument("--index", type=int, default=0, help="page, pair, piece, or row of a text dataset (default: 0)")
     parser.add_argument("--split", choices=SPLITS, default=TRAIN, help=f"part of the dataset (default: {TRAIN})")
     parser.add_argument("--tokenizer", metavar="MODEL", help="decodes the tokens of text and pair datasets")
     parser.add_argument(
         "--row-length", type=positive_int, default=1024, metavar="N", help="tokens of a text row (default: 1024)"
     )
     parser.add_argument("--output", type=Path, metavar="PNG", help="picture to write; without it only the summary")
-    parser.add_argument("--patches-per-row", type=positive_int, default=64, metavar="N", help="default: 64")
+    parser.add_argument("--patches-per-row", type=positive_int, metavar="N", help="default: 64, on a contact sheet 32")
     parser.add_argument("--scale", type=positive_int, default=1, help="enlargement of the pixels (default: 1)")
+    sheet = parser.add_argument_group("contact sheet")
+    sheet.add_argument("--sheet", type=positive_int, metavar="N", help="draw so many records")
+    sheet.add_argument("--first", type=int, metavar="I", help="in order from record I on, instead of a random sample")
+    sheet.add_argument("--seed", type=int, default=0, help="of the random sample (default: 0)")
+    sheet.add_argument("--columns", type=positive_int, default=3, help="records side by side (default: 3)")
+    sheet.add_argument("--lines", type=positive_int, default=12, help="lines of a record at the most (default: 12)")
     add_dataclass_arguments(parser, RenderingConfig, "rendering")
     arguments = parse_with_sections(parser, words, {"rendering": RenderingConfig})
     if (arguments.prefix is None) == (arguments.text is None):
         parser.error("give either the prefix of a dataset or --text")
+    if arguments.sheet is None and arguments.first is not None:
+        parser.error("--first belongs to --sheet; a single record is chosen with --index")
+    if arguments.sheet is not None and arguments.text is not None:
+        parser.error("--sheet draws records of a dataset, not a --text")
     return arguments
 
 
-def text_panels(text: str, config: RenderingConfig, label: str = "page") -> "list[Panel]":
-    """A text rendered to as many pages as it needs."""
+class Records:
+    """One split of a dataset: its pages, pairs, pieces of text, or rows of tokens, as what can be drawn.
+
+    Prints what the dataset is. Raises UserError for a tokenizer that the dataset was not made with.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, config: RenderingConfig) -> None:
+        from megatron_pixel.data.manifest import Manifest
+        from megatron_pixel.data.stores import PageStore, PairStore, StringStore, TokenStore
+
+        manifest = Manifest.read(arguments.prefix)
+        describe(arguments.prefix, manifest)
+        self.split: str = arguments.split
+        self.unit = ROW_UNITS[manifest.kind]
+        self._config = config
+        self._renderer: Renderer | None = None
+        self._row_length: int = arguments.row_length
+        self._tokenizer = open_tokenizer(arguments.tokenizer, manifest)
+        stores: dict[str, Any] = {"text": TokenStore, "pixels": PageStore, "pairs": PairStore, "strings": StringStore}
+        self._kind = manifest.kind
+        self._store: Any = stores[manifest.kind](arguments.prefix, arguments.split)
+        if self._kind == "strings":
+            from megatron_pixel.config.schema import RenderingOverrides
+            from megatron_pixel.data.rendered import StringPages
+
+            self._string_pages = StringPages(self._store, RenderingOverrides())
+
+    def __len__(self) -> int:
+        if self._kind == "text":
+            return -(-self._store.num_tokens // self._row_length)
+        return len(self._store)
+
+    def check(self, index: int, option: str) -> None:
+        """Raise UserError for a record that does not exist."""
+        if not 0 <= index < len(self):
+            unit = f"{self.unit}s" + (f" of {self._row_length} tokens" if self.unit == "row" else "")
+            raise UserError(
+                f"{option} {index}: the {self.split} split has {len(self):,} {unit}"
+                + (f", 0 to {len(self) - 1}" if len(self) else ", so there is nothing to show")
+            )
+
+    def panels(self, index: int) -> "list[Panel]":
+        """One record with everything that is known of it, which is also printed."""
+        from megatron_pixel.drawing import Panel
+
+        panels = []
+        page, size = self._page(index)
+        if page is not None:
+            kind = "color" if page.has_color else "gray"
+            caption = f"{page.num_patches:,} patches of {page.patch_size} x {page.patch_size}, {kind}, {size}"
+            print(f"{self.split} {index:<8} {caption}")
+            panels.append(Panel(page.patches(channels(page)), caption))
+        tokens = self._tokens(index)
+        if tokens is None:
+            return panels
+        if self._tokenizer is None:
+            print(f"{len(tokens):,} tokens: {' '.join(map(str, tokens[:16]))} ... (--tokenizer decodes them)")
+        else:
+            text = readable(tokens, self._tokenizer)
+            print(f"{len(tokens):,} tokens: {text}")
+            panels += text_panels(self._render(text), f"text of the {len(tokens):,} tokens, page")
+        return panels
+
+    def card(self, index: int) -> "Card":
+        """One record for a contact sheet."""
+        from megatron_pixel.contact_sheet import Card
+
+        page, size = self._page(index)
+        remarks = [] if page is None else [f"{page.num_patches:,} patches", size]
+        tokens = self._tokens(index)
+        text = []
+        if tokens is not None:
+            remarks.append(f"{len(tokens):,} tokens")
+            if self._tokenizer is not None:
+                # Without the black patches: it is no page, and goes on where the line ends.
+                pages = self._render(readable(tokens, self._tokenizer))
+                text = [shown.patches(channels(shown))[:-1] for shown in pages]
+        strip = None if page is None else page.patches(channels(page))
+        return Card(f"{self.unit} {index:,}", ", ".join(remarks), strip, text)
+
+    def _page(self, index: int) -> "tuple[Page | None, str]":
+        """The page of a record, and how much it takes on disk."""
+        if self._kind == "text":
+            return None, ""
+        if self._kind == "strings":
+            return self._string_pages.page(index), f"{len(self._store.piece(index)):,} characters"
+        return self._store.page(index), f"stored in {len(self._store.pages[index]):,} bytes"
+
+    def _tokens(self, index: int) -> "np.ndarray | None":
+        if self._kind == "text":
+            start = index * self._row_length
+            return self._store.read(start, min(start + self._row_length, self._store.num_tokens))
+        return self._store.tokens[index] if self._kind == "pairs" else None
+
+    def _render(self, text: str) -> "list[Page]":
+        from megatron_pixel.rendering.renderer import Renderer
+
+        if self._renderer is None:
+            self._renderer = Renderer(self._config)
+        return self._renderer.pages(text)
+
+
+def open_tokenizer(path: str | None, manifest: "Manifest") -> "Tokenizer | None":
+    """The tokenizer, if one was named; raises UserError where the dataset was made with another one."""
+    from megatron_pixel.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(path) if path else None
+    if tokenizer and manifest.tokenizer and tokenizer.sha256 != manifest.tokenizer["sha256"]:
+        raise UserError(
+            f"{path} is not the tokenizer of this dataset: sha256 {tokenizer.sha256[:12]}... instead of "
+            f"{manifest.tokenizer['sha256'][:12]}..., that of {manifest.tokenizer['file']}"
+        )
+    return tokenizer
+
+
+def text_panels(pages: "list[Page]", label: str) -> "list[Panel]":
+    """Pages of a text; says what each shows."""
     from megatron_pixel.drawing import Panel
-    from megatron_pixel.rendering.renderer import Renderer
 
     panels = []
-    pages = Renderer(config).pages(text)
     for number, page in enumerate(pages):
         span = f"characters {page.start:,} to {page.end:,}"
         caption = f"{label} {number + 1} of {len(pages)}: {page.num_patches:,} patches, {span}"
         print(caption)
         panels.append(Panel(page.patches(channels(page)), caption))
     return panels
-
-
-def dataset_panels(arguments: argparse.Namespace, config: RenderingConfig) -> "list[Panel]":
-    """One record of a dataset; prints what the dataset and the record are."""
-    from megatron_pixel.data.manifest import Manifest
-    from megatron_pixel.data.stores import PageStore, PairStore, TokenStore
-    from megatron_pixel.data.tokenizer import Tokenizer
-    from megatron_pixel.drawing import Panel
-
-    manifest = Manifest.read(arguments.prefix)
-    describe(arguments.prefix, manifest)
-    tokenizer = Tokenizer(arguments.tokenizer) if arguments.tokenizer else None
-    if tokenizer and manifest.tokenizer and tokenizer.sha256 != manifest.tokenizer["sha256"]:
-        raise UserError(
-            f"{arguments.tokenizer} is not the tokenizer of this dataset: sha256 {tokenizer.sha256[:12]}... instead of "
-            f"{manifest.tokenizer['sha256'][:12]}..., that of {manifest.tokenizer['file']}"
-        )
-    split, index = arguments.split, arguments.index
-    if manifest.kind == "text":
-        tokens = TokenStore(arguments.prefix, split)
-        length = arguments.row_length
-        check_index(index, -(-tokens.num_tokens // length), f"rows of {length} tokens", split)
-        return token_panels(
-            tokens.read(index * length, min((index + 1) * length, tokens.num_tokens)), tokenizer, config
-        )
-    store = PairStore(arguments.prefix, split) if manifest.kind == "pairs" else PageStore(arguments.prefix, split)
-    check_index(index, len(store), manifest.kind, split)
-    page = store.page(index)
-    kind = "color" if page.has_color else "gray"
-    caption = f"{page.num_patches:,} patches of {page.patch_size} x {page.patch_size}, {kind}, stored in "
-    caption += f"{len(store.pages[index]):,} bytes"
-    print(f"{split} {index:<8} {caption}")
-    panels = [Panel(page.patches(channels(page)), caption)]
-    if isinstance(store, PairStore):
-        panels += token_panels(store.tokens[index], tokenizer, config)
-    return panels
-
-
-def token_panels(tokens: "np.ndarray", tokenizer: "Tokenizer | None", config: RenderingConfig) -> "list[Panel]":
-    """The text of tokens, rendered; nothing without a tokenizer."""
-    if tokenizer is None:
-        print(f"{len(tokens):,} tokens: {' '.join(map(str, tokens[:16]))} ... (--tokenizer decodes them)")
-        return []
-    text = readable(tokens, tokenizer)
-    print(f"{len(tokens):,} tokens: {text}")
-    return text_panels(text, config, label=f"text of the {len(tokens):,} tokens, page")
 
 
 def readable(tokens: "np.ndarray", tokenizer: "Tokenizer") -> str:
@@ -142,7 +236,7 @@ def readable(tokens: "np.ndarray", tokenizer: "Tokenizer") -> str:
 
 def describe(prefix: str, manifest: "Manifest") -> None:
     """The dataset in a few lines."""
-    unit = "documents" if manifest.kind == "text" else manifest.kind.replace("pixels", "pages")
+    unit = {"text": "documents", "pixels": "pages", "pairs": "pairs", "strings": "pieces"}[manifest.kind]
     print(f"{prefix}: {manifest.kind} dataset, made by {manifest.created_by}")
     for split, entry in manifest.splits.items():
         counts = [(entry.documents, "documents"), (entry.sequences, unit), (entry.patches, "patches")]
@@ -159,32 +253,72 @@ def describe(prefix: str, manifest: "Manifest") -> None:
         print(f"  tokenizer {manifest.tokenizer['file']}, {manifest.tokenizer['vocab_size']:,} pieces")
 
 
-def check_index(index: int, count: int, unit: str, split: str) -> None:
-    """Raise UserError for a record that does not exist."""
-    if not 0 <= index < count:
-        raise UserError(
-            f"--index {index}: the {split} split has {count:,} {unit}"
-            + (f", 0 to {count - 1}" if count else ", so there is nothing to show")
-        )
-
-
 def channels(page: "Page") -> int:
     """Channels that the picture of a page needs."""
     return 3 if page.has_color else 1
 
 
-def draw(panels: "list[Panel]", title: str, arguments: argparse.Namespace) -> None:
-    """Write the picture."""
-    from megatron_pixel.drawing import page_sheet, save_png
+def draw_sheet(records: Records, arguments: argparse.Namespace) -> None:
+    """Draw a contact sheet."""
+    from megatron_pixel.contact_sheet import contact_sheet
 
-    if not panels:
-        raise UserError("nothing to draw: the dataset holds tokens only; --tokenizer MODEL decodes them")
-    picture = page_sheet(panels, title, patches_per_row=arguments.patches_per_row, scale=arguments.scale)
+    total = len(records)
+    if arguments.first is None:
+        records.check(0, "--sheet")
+        chosen = sorted(random.Random(arguments.seed).sample(range(total), min(arguments.sheet, total)))
+        which = f"chosen at random (seed {arguments.seed})"
+    else:
+        records.check(arguments.first, "--first")
+        chosen = list(range(arguments.first, min(arguments.first + arguments.sheet, total)))
+        which = f"from {arguments.first:,} on"
+    caption = f"{len(chosen):,} of {total:,} {records.unit}s, {which}"
+    print(caption)
+    cards = [records.card(index) for index in chosen]
+    if not any(card.strips() for card in cards):
+        raise nothing_to_draw()
+    if arguments.output is None:
+        return
     try:
-        save_png(picture, arguments.output)
+        picture = contact_sheet(
+            cards,
+            f"{Path(arguments.prefix).name}, {arguments.split}",
+            caption,
+            columns=arguments.columns,
+            patches_per_row=arguments.patches_per_row or 32,
+            scale=arguments.scale,
+            most_lines=arguments.lines,
+        )
+    except ValueError as error:
+        raise UserError(f"--sheet {arguments.sheet}: {error}") from None
+    save(picture, arguments.output)
+
+
+def draw_panels(panels: "list[Panel]", title: str, arguments: argparse.Namespace) -> None:
+    """Draw pages below each other."""
+    from megatron_pixel.drawing import page_sheet
+
+    if arguments.output is None:
+        return
+    if not panels:
+        raise nothing_to_draw()
+    picture = page_sheet(panels, title, patches_per_row=arguments.patches_per_row or 64, scale=arguments.scale)
+    save(picture, arguments.output)
+
+
+def nothing_to_draw() -> UserError:
+    """Of tokens alone there is no picture."""
+    return UserError("nothing to draw: the dataset holds tokens only; --tokenizer MODEL decodes them")
+
+
+def save(picture: "Image", path: Path) -> None:
+    """Write the picture, and say so."""
+    from megatron_pixel.drawing import save_png
+
+    try:
+        save_png(picture, path)
     except OSError as error:
-        raise UserError(f"cannot write {arguments.output}: {error.strerror or error}") from None
-    print(f"wrote {arguments.output}")
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    print(f"wrote {path} ({picture.width:,} x {picture.height:,} pixels)")
 
 
 if __name__ == "__main__":

@@ -241,12 +241,13 @@ def _hatch(size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> Font:
+def load_font(size: int) -> Font:
+    """The font of captions and labels, ``size`` pixels high."""
     return ImageFont.load_default(size)
 
 
 def _gutter(labels: Sequence[str]) -> int:
-    return int(max(_font(LABEL_SIZE).getlength(label) for label in labels)) + 12
+    return int(max(load_font(LABEL_SIZE).getlength(label) for label in labels)) + 12
 
 
 class _Sheet:
@@ -273,10 +274,10 @@ class _Sheet:
 
     def text(self, text: str, size: int, color: Color) -> None:
         """Text wrapped to the width of the sheet; its own line breaks are kept."""
-        font = _font(size)
+        font = load_font(size)
         height = round(size * LINE_SPACING)
         for paragraph in text.splitlines():
-            for line in _wrap(paragraph, font, self._inner):
+            for line in wrap_text(paragraph, font, self._inner):
                 picture = Image.new("RGB", (self._inner, height), GROUND)
                 ImageDraw.Draw(picture).text((0, height // 2), line, fill=color, font=font, anchor="lm")
                 self._put(0, picture)
@@ -285,7 +286,7 @@ class _Sheet:
         """One row of patches in a thin frame, its label in the margin at the left."""
         strip = Image.fromarray(np.ascontiguousarray(row))
         strip = strip.resize((strip.width * scale, strip.height * scale), Image.Resampling.NEAREST)
-        font = _font(LABEL_SIZE)
+        font = load_font(LABEL_SIZE)
         picture = Image.new("RGB", (gutter + strip.width + 2, max(strip.height + 2, LABEL_SIZE + 2)), GROUND)
         draw = ImageDraw.Draw(picture)
         draw.rectangle((gutter - 1, 0, gutter + strip.width, strip.height + 1), fill=EDGE)
@@ -295,7 +296,7 @@ class _Sheet:
 
     def color_bar(self, limit: float, label: str, no_target: str) -> None:
         """The scale of the errors, and what the hatched patches mean."""
-        font = _font(LABEL_SIZE)
+        font = load_font(LABEL_SIZE)
         width, height = 200, 14
         picture = Image.new("RGB", (self._inner, height + 6), GROUND)
         draw = ImageDraw.Draw(picture)
@@ -323,7 +324,8 @@ class _Sheet:
         return image
 
 
-def _wrap(text: str, font: Font, width: int) -> list[str]:
+def wrap_text(text: str, font: Font, width: int) -> list[str]:
+    """Lines of at most ``width`` pixels, cut at white space; a longer word has a line of its own."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

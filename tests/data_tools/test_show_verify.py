@@ -74,6 +74,26 @@ def test_a_text(tool, font, tmp_path, monkeypatch):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_a_contact_sheet(tool, datasets, model, font, tmp_path):
+    def sheet(name: str, *words: object) -> tuple[str, np.ndarray]:
+        result = tool("show", datasets / name, "--output", tmp_path / "sheet.png", *words, "--rendering.fonts", font)
+        assert result.status == 0, result.err
+        return result.out, np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
+
+    out, first = sheet("pixels", "--sheet", 6)
+    assert "chosen at random (seed 0)" in out
+    assert np.array_equal(sheet("pixels", "--sheet", 6)[1], first)
+    assert not np.array_equal(sheet("pixels", "--sheet", 6, "--seed", 1)[1], first)
+    assert sheet("pixels", "--sheet", 6, "--columns", 2)[1].shape[1] < first.shape[1]
+    out, _ = sheet("pixels", "--sheet", 3, "--first", 1, "--split", "heldout", "--scale", 2)
+    assert "from 1 on" in out
+    _, pairs = sheet("pairs", "--sheet", 2)
+    _, read = sheet("pairs", "--sheet", 2, "--tokenizer", model)
+    blue = [(picture[..., 2] - picture[..., 0] > 60).sum() for picture in (pairs, read)]
+    assert blue[0] == 0 < blue[1]  # the text of the tokens
+    sheet("text", "--sheet", 2, "--tokenizer", model, "--row-length", 20)
+
+
 def test_wrong_requests(tool, datasets, model, corpus, font, tmp_path):
     def refused(*words: object) -> str:
         result = tool("show", *words)
@@ -84,6 +104,10 @@ def test_wrong_requests(tool, datasets, model, corpus, font, tmp_path):
     assert "--index -1" in refused(datasets / "pairs", "--index", -1)
     assert "no dataset at" in refused(tmp_path / "nothing")
     assert "nothing to draw" in refused(datasets / "text", "--output", tmp_path / "x.png")
+    assert "nothing to draw" in refused(datasets / "text", "--sheet", 2, "--output", tmp_path / "x.png")
+    assert "--first 999999: the train split has" in refused(datasets / "pixels", "--sheet", 2, "--first", 999999)
+    assert "--first belongs to --sheet" in refused(datasets / "pixels", "--first", 2)
+    assert "120 million" in refused(datasets / "pixels", "--sheet", 2, "--scale", 5000, "--output", tmp_path / "x.png")
     assert "either the prefix of a dataset or --text" in refused("--output", tmp_path / "x.png")
     other = tmp_path / "other.model"
     assert tool("tokenizer", "train", "--input", corpus, "--output", other, "--vocab-size", 285).status == 0
