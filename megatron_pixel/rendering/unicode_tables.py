@@ -342,7 +342,7 @@ def resolve_scripts(codepoints: np.ndarray) -> np.ndarray:
     """One script for every character, so that runs of one script can be shaped together (UAX #24, section 5.1).
 
     Characters of no script of their own (spaces, digits, punctuation, marks) take the script before them, at the start
-    of the text the one after; so do characters used with several scripts, as far as their script extensions allow. A
+    of the text the one after; so do characters used with several scripts, as far as their script extensions allow, and marks always. A
     closing bracket takes the script of its opening one. ``codepoints`` is uint32 [n]; returns uint8 [n] of script
     ids, ``COMMON`` only where the text has no script at all.
     """
@@ -385,7 +385,8 @@ def assign_scripts(
         elif not script_sets[allowed, current]:
             if own > INHERITED:
                 current = own
-            elif allowed > UNKNOWN:  # common to a few scripts, the current one not among them: the first of these
+            elif own == COMMON and allowed > UNKNOWN:
+                # The first of the scripts that use it. A mark belongs to its base whatever that is (UAX #24, 5.2).
                 for candidate in range(script_sets.shape[1]):
                     if script_sets[allowed, candidate]:
                         current = np.uint8(candidate)
