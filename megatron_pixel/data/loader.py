@@ -30,7 +30,8 @@ class PrefetchLoader:
         dp_rank: data-parallel rank of this process.
         dp_size: data-parallel ranks.
         depth: micro-batches held ready at the most, beyond those handed out.
-        workers: processes that build the micro-batches; 0 builds them in the thread. Each of them has two more in hand.
+        workers: processes that build the micro-batches; 0 builds them in the thread. Up to four more for each of
+            them are in the making.
     """
 
     def __init__(

@@ -31,6 +31,8 @@ Task = tuple[int, int]
 
 _AHEAD = 2
 """Micro-batches in hand of each worker: it begins the next one while this process takes note of the one before."""
+_WINDOW = 4
+"""Micro-batches for each worker that may be in hand or wait for an earlier one: some take longer than others."""
 _POLL_SECONDS = 0.1
 _PARENT_SECONDS = 2.0
 """How often an idle worker looks whether its parent lives, beside the pipe that ends with it."""
@@ -63,7 +65,7 @@ def build_in_workers(
         done: dict[int, MicroBatch | UserError | RowError] = {}
         exhausted = False
         while not stopped():
-            while not exhausted and (chosen := _least_busy(pool)) is not None:
+            while not exhausted and len(steps) < _WINDOW * workers and (chosen := _least_busy(pool)) is not None:
                 number, task = next(upcoming, (-1, (0, 0)))
                 exhausted = number < 0
                 if not exhausted:
@@ -147,7 +149,7 @@ class _Worker:
         """Hand a task over."""
         new = None
         if self._free:
-            slot = self._free.popleft()
+            slot = self._free.pop()  # the last one freed is the likeliest to be in a cache
         else:
             slot = new = _Slot(self._slots, self._size)
             self._slots += 1
@@ -235,7 +237,7 @@ def serve(descriptor: int) -> None:
     connection = Connection(descriptor)
     carrier = socket.socket(fileno=os.dup(descriptor))
     with suppress(EOFError, OSError):
-        build = _opened(connection.recv_bytes())
+        build = opened(connection.recv_bytes())
         buffers: dict[int, np.ndarray] = {}
         while _wait_for_task(connection, parent):
             number, task, slot = connection.recv()
@@ -254,7 +256,7 @@ def _wait_for_task(connection: Connection, parent: int) -> bool:
     return True
 
 
-def _opened(pickled: bytes) -> "Callable[[Task, np.ndarray], _Built | UserError | RowError]":
+def opened(pickled: bytes) -> "Callable[[Task, np.ndarray], _Built | UserError | RowError]":
     """What builds micro-batches: it writes one into a buffer, and answers with its rows or with what went wrong."""
     try:
         reader, dp_rank, dp_size = pickle.loads(pickled)
