@@ -1,5 +1,6 @@
 """The manifest: what a dataset is, how it was made, and the proof that it is whole. Written last, read first."""
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -23,10 +24,19 @@ CONTENTS: dict[str, tuple[str, ...]] = {
 }
 """Which indexed datasets a split of each kind consists of: ``P.<split>.<content>.{bin,idx}``."""
 
+_DIGEST = "digest"
+
 
 def manifest_path(prefix: str) -> str:
     """Path of the manifest of the dataset at ``prefix``."""
     return prefix + ".manifest.json"
+
+
+def manifest_digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's other keys, as JSON with sorted keys and no spaces: what stands in it as ``digest``."""
+    rest = {key: value for key, value in content.items() if key != _DIGEST}
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def content_prefix(prefix: str, split: str, content: str) -> str:
@@ -96,7 +106,9 @@ class Manifest:
 
     def write(self, prefix: str) -> None:
         """Write ``P.manifest.json``: the last act of making a dataset, which is not there before it."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        content = asdict(self)
+        content[_DIGEST] = manifest_digest(content)
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         write_file(manifest_path(prefix), (text + "\n").encode())
 
     @classmethod
@@ -136,6 +148,7 @@ class Manifest:
             if version == 1:
                 content["codecs"] = _as_list(content.pop("codec"), splits)
             codecs = [CodecEntry(**_with_files(codec)) for codec in content.pop("codecs")]
+            content.pop(_DIGEST, None)  # what somebody edited by hand may be used; verification tells
             manifest = cls(**content, splits=splits, codecs=codecs)
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged: {error}") from error

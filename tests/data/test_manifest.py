@@ -8,7 +8,7 @@ import pytest
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.indexed import IndexedReader
-from megatron_pixel.data.manifest import Manifest, existing_files, refuse_existing, remove_dataset
+from megatron_pixel.data.manifest import Manifest, existing_files, manifest_digest, refuse_existing, remove_dataset
 from megatron_pixel.data.verification import verify
 
 MakeDataset = Callable[..., str]
@@ -17,7 +17,8 @@ KINDS = ["text", "pixels", "pairs"]
 
 def edit(prefix: str, **changes: object) -> None:
     path = Path(prefix + ".manifest.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(content | {"digest": manifest_digest(content)}))
 
 
 def flip(path: str, offset: int) -> None:
@@ -189,7 +190,7 @@ def test_a_manifest_of_version_1_opens(make_dataset: MakeDataset) -> None:
     path = Path(prefix + ".manifest.json")
     content = json.loads(path.read_text())
     (codec,) = content.pop("codecs")
-    del codec["sequences"]
+    del codec["sequences"], content["digest"]
     path.write_text(json.dumps(content | {"codec": codec, "format_version": 1}))
     manifest = Manifest.read(prefix)
     assert [(entry.name, entry.sequences) for entry in manifest.codecs] == [("columns", {"train": 7, "heldout": 0})]
@@ -198,6 +199,7 @@ def test_a_manifest_of_version_1_opens(make_dataset: MakeDataset) -> None:
     path = Path(prefix + ".manifest.json")
     content = json.loads(path.read_text())
     assert content.pop("codecs") == []
+    del content["digest"]
     path.write_text(json.dumps(content | {"codec": None, "format_version": 1}))
     assert Manifest.read(prefix).codecs == []
     assert verify(prefix) == []
