@@ -1,28 +1,24 @@
-"""Saving and resuming over all ranks. The folders themselves are in :mod:`checkpoint_files`.
+"""Finding the checkpoint that a run resumes from, and restoring it. Saving is in :mod:`saving`.
 
 Every function here is collective: all ranks call it, with the same arguments.
 """
 
-import contextlib
 import dataclasses
 import json
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-import megatron_pixel
 from megatron_pixel.config.errors import UserError
-from megatron_pixel.config.loader import save_config, to_dict
 from megatron_pixel.config.schema import CheckpointConfig, RunConfig
+from megatron_pixel.parallel.partitions import Partitions
 from megatron_pixel.training import checkpoint_files as files
-from megatron_pixel.training.resume import Layout, refuse_changes, refuse_other_layout
-
-STATE = "state.json"
+from megatron_pixel.training.canonical import CANONICAL, Source, load_partitions, open_source, pieces_file
+from megatron_pixel.training.resume import Layout, refuse_changes, refuse_other_data
+from megatron_pixel.training.rng import draw_rng_state, rng_file, set_rng_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +40,8 @@ class Resumed:
     skipped_steps: int
     changed: list[str]
     """Settings that differ from the checkpoint's because the user allowed it."""
+    origin: str | None
+    """What wrote the checkpoint, where it was not this layout; None where the resume is exact."""
 
 
 def find(root: Path, config: CheckpointConfig) -> Found | None:
@@ -82,98 +80,70 @@ def find(root: Path, config: CheckpointConfig) -> Found | None:
     return None
 
 
-def save(engine: Any, root: Path, step: int, config: RunConfig, layout: Layout, consumed: Mapping[str, int]) -> Path:
-    """Write ``root/step-…`` for the engine after ``step``; it appears whole or not at all. Then prune older ones.
+def restore(
+    engine: Any, found: Found, config: RunConfig, consumed: Mapping[str, int], data: Mapping[str, Any]
+) -> Resumed:
+    """Put weights, optimizer and counts of a checkpoint into a fresh engine, whatever layout wrote it.
 
-    Args:
-        consumed: rows taken from each source so far, compared at resume.
-
-    Raises:
-        UserError: the files cannot be written; checkpoints that stood before still stand.
-    """
-    area = files.writing_area(root)
-    folder = area / files.folder_name(step)
-    try:
-        if dist.get_rank() == 0:
-            files.clear(folder)
-            folder.mkdir(parents=True)
-        dist.barrier()
-        with _recorded(engine.checkpoint_engine) as written:
-            engine.save_checkpoint(str(area), tag=folder.name, save_latest=False)
-        rng = folder / _rng_file(dist.get_rank())
-        torch.save(rng_state(), rng)
-        names = {path.relative_to(folder).as_posix() for path in [*written, rng]}
-        table = _merged(files.describe_files(folder, names))
-        if dist.get_rank() == 0:
-            state = {
-                "step": step,
-                "skipped_steps": int(engine.skipped_steps),
-                "layout": dataclasses.asdict(layout),
-                "consumed": dict(consumed),
-                "config": to_dict(config),
-                "created_by": f"megatron_pixel {megatron_pixel.__version__}",
-            }
-            files.write_durably(folder / STATE, json.dumps(state, indent=1) + "\n")
-            save_config(config, folder / "config.yaml")
-            # What no rank claims (DeepSpeed's recovery scripts, ours) falls to rank 0.
-            table |= files.describe_files(folder, set(files.files_below(folder)) - set(table))
-            files.write_manifest(folder, step, table)
-            files.publish(folder, root)
-            files.prune(root, config.checkpoint.keep, config.checkpoint.milestones)
-        dist.barrier()
-    except OSError as error:
-        raise UserError(f"the checkpoint of step {step} could not be written to {folder}: {error}") from error
-    return root / folder.name
-
-
-def restore(engine: Any, found: Found, config: RunConfig, layout: Layout, consumed: Mapping[str, int]) -> Resumed:
-    """Put weights, optimizer and random states of a checkpoint into a fresh engine of the same layout.
+    In the layout of the checkpoint each rank reads its own files, and random states are restored: the run goes on bit
+    for bit. In another one every rank takes its share of the full tensors, and draws random states anew.
 
     Args:
         consumed: rows that this run's data would have taken from each source by the checkpoint's step.
+        data: what this run's datasets were made with.
 
     Raises:
-        UserError: another layout, a change of settings or of data that nobody allowed.
+        UserError: another architecture, a change of settings or of data that nobody allowed.
     """
-    state = json.loads((found.folder / STATE).read_text(encoding="utf-8"))
+    state = json.loads((found.folder / files.STATE).read_text(encoding="utf-8"))
     changed = refuse_changes(state["config"], config, found.folder)
-    refuse_other_layout(state["layout"], layout, found.folder)
+    changed += refuse_other_data(state["data"], data, config.checkpoint.allow_changes, found.folder)
     if not changed and state["consumed"] != dict(consumed):
         raise UserError(
             f"{found.folder} had taken {state['consumed']} rows by step {found.step}; this run's data would have given "
             f"{dict(consumed)}: the datasets are not those that the checkpoint was trained on"
         )
-    path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
-    if path is None:
-        raise UserError(f"{found.folder} could not be loaded")
-    set_rng_state(torch.load(found.folder / _rng_file(dist.get_rank()), map_location="cpu", weights_only=True))
-    return Resumed(found.step, int(state["skipped_steps"]), changed)
+    partitions = Partitions(engine)
+    rank = dist.get_rank()
+    exact = _all_ranks(_same_pieces(found.folder, partitions))
+    if exact:
+        path, _ = engine.load_checkpoint(str(found.folder.parent), tag=found.folder.name)
+        if path is None:
+            raise UserError(f"{found.folder} could not be loaded")
+        set_rng_state(torch.load(found.folder / rng_file(rank), map_location="cpu", weights_only=True))
+        origin = None
+    else:
+        source = open_source(found.folder)
+        _check_architecture(partitions, source)
+        load_partitions(partitions, source)
+        engine.global_steps, engine.global_samples = found.step, state["samples"]
+        engine.skipped_steps = state["skipped_steps"]
+        draw_rng_state(config.training.seed, found.step, rank)
+        origin = "canonical form" if state["form"] == CANONICAL else str(Layout(**state["layout"]))
+    return Resumed(found.step, int(state["skipped_steps"]), changed, origin)
 
 
-def rng_state() -> dict[str, Any]:
-    """The random states of this process: torch (CPU and its CUDA device), numpy, Python."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global state that libraries draw from)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": (name, np.asarray(keys).tolist(), *rest),
-        "python": random.getstate(),
-    }
+def _same_pieces(folder: Path, partitions: Partitions) -> bool:
+    """Whether this rank's optimizer file of a checkpoint is what this rank's optimizer would write."""
+    mine, beyond = (folder / pieces_file(dist.get_rank() + ahead) for ahead in (0, dist.get_world_size()))
+    if not mine.is_file() or beyond.is_file():
+        return False
+    told = json.loads(mine.read_text(encoding="utf-8"))
+    return {key: value for key, value in told.items() if key not in ("rank", "file")} == partitions.describe()
 
 
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Undo of :func:`rng_state`."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.asarray(keys, np.uint32), *rest))  # noqa: NPY002
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+def _check_architecture(partitions: Partitions, source: Source) -> None:
+    """Over all ranks, since each may hold a part of the model only."""
+    gathered: list[dict[str, tuple[int, ...]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, {name: held.shape for name, held in partitions.held.items()})
+    shapes = {name: shape for part in gathered for name, shape in part.items()}
+    source.check_fits(shapes, "this run's model")
 
 
-def _rng_file(rank: int) -> str:
-    return f"rng-{rank:05d}.pt"
+def _all_ranks(flag: bool) -> bool:
+    flags: list[bool] = [False] * dist.get_world_size()
+    dist.all_gather_object(flags, flag)
+    return all(flags)
 
 
 def _problem(folder: Path) -> str | None:
@@ -191,26 +161,3 @@ def _from_rank_0(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def _merged(table: files.FileTable) -> files.FileTable:
-    tables: list[files.FileTable] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(tables, table)
-    return {name: entry for part in tables for name, entry in part.items()}
-
-
-@contextlib.contextmanager
-def _recorded(checkpoint_engine: Any) -> Iterator[list[Path]]:
-    """The files that DeepSpeed writes on this rank: each rank hashes its own while they are in its cache."""
-    written: list[Path] = []
-    original = checkpoint_engine.save
-
-    def save_and_note(state_dict: Any, path: str) -> Any:
-        written.append(Path(path))
-        return original(state_dict, path)
-
-    checkpoint_engine.save = save_and_note
-    try:
-        yield written
-    finally:
-        del checkpoint_engine.save

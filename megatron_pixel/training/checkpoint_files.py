@@ -14,7 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+STATE = "state.json"
+"""What a checkpoint holds besides tensors: step, layout, settings, rows taken."""
+FORMAT_VERSION = 2
+"""Described in docs/checkpoints.md. A version that is not this one is refused by name."""
 _NAME = re.compile(r"step-(\d{8,})")
 _CHUNK = 1 << 22
 
@@ -102,7 +105,8 @@ def manifest_problem(folder: Path) -> tuple[FileTable, str | None]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return {}, f"its {MANIFEST} cannot be read ({error})"
     if version != FORMAT_VERSION:
-        return {}, f"its format version is {version}, this program reads {FORMAT_VERSION}"
+        age = "a newer" if isinstance(version, int) and version > FORMAT_VERSION else "an older"
+        return {}, f"its format version is {version}, of {age} program; this one reads {FORMAT_VERSION}"
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():

@@ -26,6 +26,7 @@ STEP_KEYS = (
     "mfu",
     "memory_gb",
     "skipped_steps",
+    "checkpoint_stall_seconds",
 )
 """Keys of a step's line. ``tokens`` and ``patches`` count targets of the global batch; a loss without any is null."""
 EVALUATION_KEYS = ("step", *(f"eval_{key}" for key in LOSS_KEYS))

@@ -1,7 +1,7 @@
 """What may change between a checkpoint and the run that resumes from it."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ FREE_TO_CHANGE = (
     "logging",
     "evaluation",
     "data.prefetch",
+    "data.workers",
 )
 """Names, or whole sections, that leave the weights, the rows and their order as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a run is spread over processes; the files of a checkpoint follow it."""
+    """How a run is spread over processes."""
 
     data: int
     tensor: int
@@ -67,14 +68,38 @@ def refuse_changes(saved: dict[str, Any], config: RunConfig, checkpoint: Path) -
     return [f"{name}: {old} -> {new}" for name, old, new in found]
 
 
-def refuse_other_layout(saved: dict[str, int], layout: Layout, checkpoint: Path) -> None:
-    """Raise UserError unless the checkpoint was written by the same layout."""
-    written = Layout(**saved)
-    if written != layout:
+def refuse_other_data(
+    saved: Mapping[str, Any], data: Mapping[str, Any], allowed: Collection[str], checkpoint: Path
+) -> list[str]:
+    """Refuse datasets made with another tokenizer, other fonts or other rendering settings than the checkpoint's.
+
+    Args:
+        saved, data: from :func:`megatron_pixel.training.data_facts.data_facts`, of the checkpoint and of this run.
+        allowed: ``checkpoint.allow_changes``. Here a name counts for itself alone: who allows ``data.text``, because
+            the dataset has moved, has not said that its tokenizer may be another one.
+
+    Returns:
+        A line for each difference that was allowed.
+
+    Raises:
+        UserError: lists every difference that was not.
+    """
+    found = [
+        (f"{place.partition('[')[0]}.{name}", f"{place} {name}: {before} in the checkpoint, {now} now")
+        for place in saved
+        if place in data
+        for name in saved[place] | data[place]
+        if (before := saved[place].get(name)) != (now := data[place].get(name))
+    ]
+    refused = [(name, line) for name, line in found if name not in allowed]
+    if refused:
+        lines = "".join(f"\n  {line}" for _, line in refused)
+        names = " ".join(sorted({name for name, _ in refused}))
         raise UserError(
-            f"{checkpoint} was written by another layout ({written}; this run: {layout}), "
-            "and changing it is not supported yet: start as many processes, with the same parallel.* and ZeRO stage"
+            f"{checkpoint} was trained on data that was made otherwise:{lines}\n"
+            f"Use the datasets it was trained on, or allow the change by name: --checkpoint.allow_changes {names}"
         )
+    return [line for _, line in found]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,15 +1,9 @@
-"""The weights of a checkpoint without an optimizer or an engine: for evaluation, on one process."""
+"""Which checkpoint to read, for programs of one process that take no part in a run."""
 
-import json
 from pathlib import Path
-
-import torch
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.training import checkpoint_files as files
-from megatron_pixel.training.checkpoint import STATE
-
-MODEL_STATES = "mp_rank_00_model_states.pt"
 
 
 def newest_whole(root: Path) -> tuple[int, Path]:
@@ -40,23 +34,3 @@ def named_checkpoint(folder: Path) -> tuple[int, Path]:
     if problem is not None:
         raise UserError(f"{folder} cannot be used: {problem}")
     return step, folder
-
-
-def load_weights(module: torch.nn.Module, checkpoint: Path) -> None:
-    """Put a checkpoint's weights into a model that holds all of them.
-
-    Raises:
-        UserError: the checkpoint's weights are spread over several files, or belong to a model of another shape.
-    """
-    layout = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["layout"]
-    if layout["tensor"] > 1 or layout["pipeline"] > 1 or layout["zero_stage"] == 3:
-        raise UserError(
-            f"{checkpoint} was written with its weights split ({layout}); evaluating such a checkpoint on one process "
-            "is not supported yet"
-        )
-    # DeepSpeed stores argument objects beside the tensors, so torch's weights-only reader refuses the file.
-    states = torch.load(checkpoint / MODEL_STATES, map_location="cpu", weights_only=False)
-    try:
-        module.load_state_dict(states["module"])
-    except RuntimeError as error:
-        raise UserError(f"{checkpoint} does not fit the model of its run's config.yaml: {error}") from error

@@ -22,7 +22,14 @@ from tests.distributed.harness import run_ranks
 from tests.distributed.tiny_run import Line, lines, tiny, train
 
 STEPS = ["--training.steps=6", "--training.micro_batch_rows=2"]
-TIMES = ("seconds", "tokens_per_second", "patches_per_second", "tflops_per_device", "memory_gb")
+TIMES = (
+    "seconds",
+    "tokens_per_second",
+    "patches_per_second",
+    "tflops_per_device",
+    "memory_gb",
+    "checkpoint_stall_seconds",
+)
 
 
 def told(config: Any, here: Mesh) -> str:
@@ -102,11 +109,15 @@ def refusals(root: Path, here: Mesh) -> dict[str, str]:
     words = [*STEPS, "--training.stop_after=2"]
     train(tiny(root, *words), here)
     go_on = [*STEPS, "--training.stop_after=3"]
+    step_2 = root / "checkpoints" / "step-00000002"
     return {
         "lr": told(tiny(root, *go_on, "--optimizer.lr=0.5", "--training.seed=7"), here),
-        "zero": told(tiny(root, *go_on, "--deepspeed_config=ds_configs/zero2.json"), here),
+        "zero": told(
+            tiny(root / "zero", *go_on, "--deepspeed_config=ds_configs/zero3.json", f"--checkpoint.resume={step_2}"),
+            here,
+        ),
         "folder": told(tiny(root, *go_on, "--checkpoint.resume=/nowhere"), here),
-        "elsewhere": told(tiny(root / "copy", *go_on, f"--checkpoint.resume={root}/checkpoints/step-00000002"), here),
+        "elsewhere": told(tiny(root / "copy", *go_on, f"--checkpoint.resume={step_2}"), here),
         "data": on_other_data(tiny(root, *go_on), here),
         "done": told(tiny(root, *words), here),
         "free": told(tiny(root, *go_on, "--training.micro_batch_rows=1"), here),
@@ -216,7 +227,9 @@ def test_changes_at_resume(found: dict[str, Any]) -> None:
     assert said["lr"].startswith("error: ")
     assert "optimizer.lr: 0.001 in the checkpoint, 0.5 now" in said["lr"]
     assert "training.seed: 1234 in the checkpoint, 7 now" in said["lr"]
-    assert "written by another layout" in said["zero"]
+    assert "from another layout (data " in said["zero"]
+    assert "ZeRO 1); random states drawn anew" in said["zero"]
+    assert "stopped by training.stop_after after step 3" in said["zero"]
     assert said["folder"] == "error: checkpoint.resume: there is no folder /nowhere\n"
     assert "the datasets are not those that the checkpoint was trained on" in said["data"]
     assert "nothing to do: step 2 of 6 is done" in said["done"]

@@ -9,7 +9,8 @@ from megatron_pixel.training.metrics import EVALUATION_KEYS, STEP_KEYS, MetricsL
 
 DECISION = (
     "step loss loss_token_text loss_token_pair loss_patch_pixel loss_patch_pair lr grad_norm tokens patches seconds "
-    "tokens_per_second patches_per_second tflops_per_device mfu memory_gb skipped_steps"
+    "tokens_per_second patches_per_second tflops_per_device mfu memory_gb skipped_steps "
+    "checkpoint_stall_seconds"
 ).split()
 
 

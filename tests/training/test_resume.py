@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ from megatron_pixel.config import to_dict
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.loader import apply_overrides
 from megatron_pixel.config.schema import RunConfig
-from megatron_pixel.training.resume import Layout, changes, refuse_changes, refuse_other_layout
+from megatron_pixel.training.resume import changes, refuse_changes, refuse_other_data
 
 HERE = Path("runs/x/checkpoints/step-00000003")
 SAVED = to_dict(RunConfig())
@@ -81,10 +80,28 @@ def test_a_setting_that_the_checkpoint_does_not_know_had_its_default() -> None:
     assert changes(old, changed("--optimizer.schedule", "cosine")) == [("optimizer.schedule", "linear", "cosine")]
 
 
-@pytest.mark.parametrize("name", ["data", "tensor", "pipeline", "zero_stage"])
-def test_another_layout_is_refused_in_one_line(name: str) -> None:
-    layout = Layout(2, 1, 1, 1)
-    refuse_other_layout(dataclasses.asdict(layout), layout, HERE)
-    with pytest.raises(UserError, match="written by another layout") as error:
-        refuse_other_layout(dataclasses.asdict(layout) | {name: 3}, layout, HERE)
-    assert "\n" not in str(error.value)
+FACTS = {
+    "data.text[0]": {"tokenizer": "a.model (sha256 00)"},
+    "data.pixels[0]": {"fonts": ["Sans.ttf (sha256 11)"], "dpi": 120},
+}
+
+
+def test_the_same_data_pass() -> None:
+    assert refuse_other_data(FACTS, FACTS, [], HERE) == []
+    assert refuse_other_data({}, FACTS, [], HERE) == [], "a checkpoint of made-up rows knows of no datasets"
+
+
+def test_another_tokenizer_or_font_is_named_and_refused() -> None:
+    other = {
+        "data.text[0]": {"tokenizer": "b.model (sha256 22)"},
+        "data.pixels[0]": {"fonts": ["Sans.ttf (sha256 33)"], "dpi": 120},
+    }
+    with pytest.raises(UserError) as error:
+        refuse_other_data(FACTS, other, ["data.text", "data"], HERE)
+    said = str(error.value)
+    assert "data.text[0] tokenizer: a.model (sha256 00) in the checkpoint, b.model (sha256 22) now" in said
+    assert "data.pixels[0] fonts: ['Sans.ttf (sha256 11)'] in the checkpoint, ['Sans.ttf (sha256 33)'] now" in said
+    assert "dpi" not in said
+    assert said.endswith("--checkpoint.allow_changes data.pixels.fonts data.text.tokenizer")
+    lines = refuse_other_data(FACTS, other, ["data.pixels.fonts", "data.text.tokenizer"], HERE)
+    assert len(lines) == 2
