@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.codec_base import DamagedPageError, Encoded, PageCodec
 from megatron_pixel.data.codec_columns import ColumnCodec
+from megatron_pixel.data.codec_glyphs import GlyphCodec
 from megatron_pixel.rendering.page import Page
 
 if TYPE_CHECKING:
@@ -13,19 +14,25 @@ if TYPE_CHECKING:
 
 __all__ = ["DamagedPageError", "Encoded", "PageCodec", "codec_class", "load_codec", "train_codec"]
 
-DEFAULT = "columns"
+DEFAULT = GlyphCodec.name
+"""What the pages of a renderer are stored with."""
 
 
 def codec_class(name: str, version: int | None = None) -> type[PageCodec]:
     """Codec of that name, in the newest version by default. Raises UserError where this program has none."""
-    for codec in (ColumnCodec,):
+    for codec in (ColumnCodec, GlyphCodec):
         if codec.name == name and version in (None, codec.version):
             return codec
     raise UserError(f"no page codec {name!r} version {version} here; a newer program may know it")
 
 
 def train_codec(pages: Sequence[Page], renderer: "Renderer | None" = None) -> PageCodec:
-    """Make a codec for a new dataset from a sample of its pages and the renderer that drew them."""
+    """Make a codec for a new dataset from a sample of its pages and the renderer that made them.
+
+    Without a renderer, the codec takes pages from anywhere, known by their pixels alone.
+    """
+    if renderer is not None:
+        return GlyphCodec.build(pages, renderer)
     patch_size = pages[0].patch_size if pages else 16  # without pages nothing will be encoded
     return ColumnCodec.build(pages, patch_size)
 

@@ -223,7 +223,7 @@ def test_tables_that_cannot_be_read(make_page: MakePage, tmp_path: Path) -> None
 
 def test_choosing_a_codec() -> None:
     assert codec_class("columns") is ColumnCodec
-    for name, version in [("columns", 2), ("glyphs", 1)]:
+    for name, version in [("columns", 2), ("glyphs", 2), ("letters", 1)]:
         with pytest.raises(UserError, match=f"no page codec '{name}' version {version}"):
             codec_class(name, version)
 
@@ -239,7 +239,7 @@ def test_the_decoder_on_the_formats_page(make_page: MakePage, tmp_path: Path, co
     """docs/formats.md tells enough to read a page, in fifty lines of plain Python."""
     page_text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     names: dict[str, Any] = {}
-    exec(page_text.split("```python\n")[1].split("```")[0], names)
+    exec(page_text.split("Page codec `columns`")[1].split("```python\n")[1].split("```")[0], names)
 
     pages = [make_page(20, seed) for seed in range(70)]
     codec = train_codec(pages if trained else [])
