@@ -27,6 +27,9 @@ _ADDRESSED = (
     "hb_buffer_get_glyph_positions",
 )
 LEFT_TO_RIGHT, RIGHT_TO_LEFT = 4, 5  # hb_direction_t
+# Units of a pixel in which fonts are shaped, as in Pango: with less, rounding to units moves marks by a pixel.
+PIXEL_BITS = 10
+PIXEL = 1 << PIXEL_BITS
 _MONOTONE_CHARACTERS = 1  # hb_buffer_cluster_level_t
 
 
@@ -83,7 +86,7 @@ def script_tag(name: str) -> int:
 
 
 class ShapingFont:
-    """An ``hb_font_t``, its em ``scale`` wide and high in 1/64 pixel; variable fonts stay at their default instance.
+    """An ``hb_font_t``, its em ``scale`` wide and high in units of 1/PIXEL; variable fonts are left at their default.
 
     Raises :class:`UserError` for a file that is no font.
     """
@@ -123,7 +126,7 @@ class ShapingFont:
         return found
 
     def advances(self) -> np.ndarray:
-        """int32 [glyphs]: horizontal advances in 1/64 pixel."""
+        """int32 [glyphs]: horizontal advances in units of 1/PIXEL."""
         numbers = np.arange(self.num_glyphs, dtype=np.uint32)
         advances = np.empty(self.num_glyphs, dtype=np.int32)
         library().hb_font_get_glyph_h_advances(

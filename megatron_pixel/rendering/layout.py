@@ -7,7 +7,14 @@ import numpy as np
 from megatron_pixel.rendering import bidi
 from megatron_pixel.rendering.coverage import build_coverage
 from megatron_pixel.rendering.fonts import FontFile
-from megatron_pixel.rendering.harfbuzz import ShapingBuffer, ShapingFont, function_addresses, script_tag
+from megatron_pixel.rendering.harfbuzz import (
+    PIXEL,
+    PIXEL_BITS,
+    ShapingBuffer,
+    ShapingFont,
+    function_addresses,
+    script_tag,
+)
 from megatron_pixel.rendering.itemize import (
     NO_FONT,
     choose_fonts,
@@ -69,7 +76,7 @@ class Layout:
     def __init__(self, fonts: list[FontFile], pixels: float, one_paragraph: bool) -> None:
         self._one_paragraph = one_paragraph
         self._tables = load_tables()
-        em = pixels * 64
+        em = pixels * PIXEL
         self._shaping_fonts = [
             ShapingFont(font.path, font.index, (round(em), round(em * font.height))) for font in fonts
         ]
@@ -94,7 +101,7 @@ class Layout:
     def glyph_advances(self) -> np.ndarray:
         """int16 [glyphs of all fonts]: advances in pixels before shaping, rounded as shaping rounds them."""
         advances = np.concatenate([font.advances() for font in self._shaping_fonts])
-        return np.clip((advances + 32) >> 6, -(2**15), 2**15 - 1).astype(np.int16)
+        return np.clip((advances + PIXEL // 2) >> PIXEL_BITS, -(2**15), 2**15 - 1).astype(np.int16)
 
     def most_characters(self, limit: int) -> int:
         """The most characters that a line of ``limit`` pixels shows."""

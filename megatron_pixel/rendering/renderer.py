@@ -16,7 +16,7 @@ from megatron_pixel.rendering.released import is_rtl
 from megatron_pixel.rendering.sprites import SpritePage
 from megatron_pixel.rendering.unicode_tables import unicode_versions
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """To be raised with every change that alters a pixel of any page; stands in the manifest of every dataset."""
 
 _START = 2  # first pixel column of text

@@ -16,6 +16,8 @@ from megatron_pixel.rendering.harfbuzz import (
     GLYPH_INFOS,
     GLYPH_POSITIONS,
     LEFT_TO_RIGHT,
+    PIXEL,
+    PIXEL_BITS,
     RIGHT_TO_LEFT,
     SET_DIRECTION,
     SET_SCRIPT,
@@ -112,9 +114,9 @@ def shape_runs(
             glyphs[GLYPH, used + k] = first_glyph[font] + info[k * _WORDS]
             glyphs[CLUSTER, used + k] = info[k * _WORDS + 2]
             # Whole pixels: every letter has one bitmap, as in Pango's rounded positions.
-            advance = (position[k * _WORDS] + 32) >> 6
-            glyphs[X, used + k] = pen + ((position[k * _WORDS + 2] + 32) >> 6)
-            glyphs[Y, used + k] = (position[k * _WORDS + 3] + 32) >> 6
+            advance = (position[k * _WORDS] + PIXEL // 2) >> PIXEL_BITS
+            glyphs[X, used + k] = pen + ((position[k * _WORDS + 2] + PIXEL // 2) >> PIXEL_BITS)
+            glyphs[Y, used + k] = (position[k * _WORDS + 3] + PIXEL // 2) >> PIXEL_BITS
             glyphs[ADVANCE, used + k] = advance
             pen += advance
         used += n

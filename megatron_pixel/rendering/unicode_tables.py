@@ -342,9 +342,9 @@ def resolve_scripts(codepoints: np.ndarray) -> np.ndarray:
     """One script for every character, so that runs of one script can be shaped together (UAX #24, section 5.1).
 
     Characters of no script of their own (spaces, digits, punctuation, marks) take the script before them, at the start
-    of the text the one after; so do characters used with several scripts, as far as their script extensions allow, and marks always. A
-    closing bracket takes the script of its opening one. ``codepoints`` is uint32 [n]; returns uint8 [n] of script
-    ids, ``COMMON`` only where the text has no script at all.
+    of the text the one after; so do characters used with several scripts, as far as their extensions allow, and
+    marks always. A closing bracket takes the script of its opening one. ``codepoints`` is uint32 [n]; returns uint8
+    [n] of script ids, ``COMMON`` only where the text has no script at all.
     """
     tables = load_tables()
     scripts = np.empty(len(codepoints), dtype=np.uint8)

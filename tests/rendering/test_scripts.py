@@ -49,7 +49,7 @@ GOLDEN = {
     "mixed": "83ac20248bd0b5e7",
     "ru": "d2f1d22d72208356",
     "sw": "6ea7a59203a80b4c",
-    "th": "bbbd5a91ce4b6638",
+    "th": "c01f5d0eb8bc56fc",
     "tr": "301ae92b524b15d4",
     "ur": "292d29f176bdf403",
     "vi": "963cc75289de8230",
