@@ -35,10 +35,11 @@ class DatasetCodecs:
         """The codec of the first pages; all have the same patch size."""
         return self._codec(0)
 
-    def stretches(self) -> Iterator[tuple[PageCodec | UserError, int, int]]:
-        """Each codec with its pages [first, stop), or the error that kept it from opening."""
+    def stretches(self, begin: int, end: int) -> Iterator[tuple[PageCodec | UserError, int, int]]:
+        """The codecs of the pages [begin, end): each with its pages, or the error that kept it from opening."""
         for number, (first, stop) in enumerate(itertools.pairwise([0, *self._ends])):
-            if first == stop:
+            first, stop = max(first, begin), min(stop, end)
+            if first >= stop:
                 continue
             try:
                 codec: PageCodec | UserError = self._codec(number)
@@ -75,18 +76,28 @@ class DatasetCodecs:
 
 def _check_rendering(path: str, found: dict[str, Any], prefix: str, expected: dict[str, Any]) -> None:
     """Refuse a codec made with a renderer that is not the dataset's, naming the first setting that differs."""
-    for key in sorted(expected.keys() | found.keys()):
-        here, there = expected.get(key), found.get(key)
-        if here == there:
-            continue
-        if key == "fonts":
-            pairs = itertools.zip_longest(here or [], there or [])
-            here, there = (_font(font) for font in next(pair for pair in pairs if pair[0] != pair[1]))
+    if found != expected:
+        name, here, there = first_difference("rendering", expected, found)
         raise UserError(
-            f"{path} belongs to other pages: it was made with {key} {there}, but {manifest_path(prefix)} says {here}; "
+            f"{path} belongs to other pages: it was made with {name} {there}, but {manifest_path(prefix)} says {here}; "
             f"copy the file that was made with this dataset"
         )
 
 
-def _font(font: dict[str, Any] | None) -> str:
-    return f"{font['name']} (sha256 {font['sha256'][:12]}...)" if font else "none"
+def first_difference(name: str, first: Any, second: Any) -> tuple[str, str, str]:
+    """Where two values out of manifests differ first: the dotted name of the place, and what stands there in both."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        key = next(key for key in sorted(first.keys() | second.keys()) if first.get(key) != second.get(key))
+        if not {"name", "sha256"} <= first.keys() & second.keys():
+            return first_difference(f"{name}.{key}", first.get(key), second.get(key))
+    if isinstance(first, list) and isinstance(second, list):
+        pairs = enumerate(itertools.zip_longest(first, second))
+        place, pair = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+        return first_difference(f"{name}[{place}]", *pair)
+    return name, _words(first), _words(second)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict) and {"name", "sha256"} <= value.keys():
+        return f"{value['name']} (sha256 {value['sha256'][:12]}...)"
+    return "none" if value is None else str(value)

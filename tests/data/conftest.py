@@ -42,23 +42,25 @@ def make_page() -> MakePage:
 def make_dataset(tmp_path: Path) -> MakeDataset:
     """Writes a dataset whose train split has DOCUMENTS and whose held-out split is empty; returns its prefix."""
 
-    def make(kind: Kind, name: str = "set", **manifest_fields: object) -> str:
+    def make(kind: Kind, name: str = "set", sample: int = 1, **manifest_fields: object) -> str:
         prefix = str(tmp_path / name)
         lengths = [length for document in DOCUMENTS for length in document]
         pages = [_page(length, seed) for seed, length in enumerate(lengths)]
-        codec = train_codec(pages[:1])
+        codec = train_codec(pages[:sample])
         manifest = Manifest(kind=kind, splits={split: SplitEntry() for split in SPLITS}, **manifest_fields)  # type: ignore[arg-type]
         for split in SPLITS:
             counts = manifest.splits[split]
             documents = DOCUMENTS if split == "train" else []
             for content in CONTENTS[kind]:
-                dtype = np.uint8 if content == "pages" else token_dtype(1000)
+                dtype = token_dtype(1000) if content == "tokens" else np.uint8
                 with IndexedWriter(content_prefix(prefix, split, content), dtype) as writer:
                     sequence = 0
                     for document in documents:
                         for length in document:
                             if content == "pages":
                                 writer.add(codec.encode(pages[sequence]))
+                            elif content == "strings":
+                                writer.add(f"piece {sequence} of {name}".encode())
                             else:
                                 writer.add(np.arange(length) + 100 * sequence)
                             sequence += 1
@@ -66,9 +68,9 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
                     manifest.add_files(prefix, split, writer.finalize())
             counts.documents = len(documents)
             counts.sequences = len(lengths) if documents else 0
-            counts.tokens = sum(lengths) if documents and kind != "pixels" else 0
+            counts.tokens = sum(lengths) if documents and kind in ("text", "pairs") else 0
             counts.patches = sum(lengths) if documents and kind != "text" else 0
-        if kind != "text":
+        if kind in ("pixels", "pairs"):
             sequences = {split: counts.sequences for split, counts in manifest.splits.items()}
             manifest.codecs = [CodecEntry.of(prefix, codec, codec.save(prefix, codec.take_used()), sequences)]
         manifest.write(prefix)
