@@ -1,65 +1,169 @@
 """Check datasets: every hash, every page, every count. Exits with 1 where something is damaged.
 
 python data_tools/verify.py P...
+python data_tools/verify.py P --workers 16
+python data_tools/verify.py P --fonts
+python data_tools/verify.py P --against STRINGS --sample 1000
+
+--fonts also holds the fonts and libraries of this machine against those that the pages were made with: where they
+differ, new pages will not look like these. --against renders pages again, from a strings dataset that was made of the
+same text with the same settings, and compares them pixel by pixel.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_pixel.config.errors import UserError, exit_on_user_error
+from megatron_pixel.data.preprocess_arguments import positive_int
+
+if TYPE_CHECKING:
+    from megatron_pixel.data.manifest import Manifest
+    from megatron_pixel.data.verification import Report
+
+_SECONDS_BETWEEN_LINES = 15.0
 
 
 def main(words: Sequence[str]) -> int:
     """Check each dataset and print what was found; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prefixes", nargs="+", metavar="P", help="output prefixes of preprocess.py")
-    parser.add_argument("--quick", action="store_true", help="sizes, counts and indexes only; no hashes, no pages")
-    arguments = parser.parse_args(words)
-    damaged = [prefix for prefix in arguments.prefixes if not check(prefix, full=not arguments.quick)]
+    arguments = parse(words)
+    outcomes = {prefix: check(prefix, arguments) for prefix in arguments.prefixes}
+    damaged = [prefix for prefix, outcome in outcomes.items() if outcome == "damaged"]
+    different = [prefix for prefix, outcome in outcomes.items() if outcome == "different"]
     if damaged:
         print(f"\ndamaged: {', '.join(damaged)}; copy them again from where they are sound, or make them again")
-    return 1 if damaged else 0
+    if different:
+        print(f"\nnot what would be rendered here: {', '.join(different)}")
+    return 1 if damaged or different else 0
 
 
-def check(prefix: str, full: bool) -> bool:
-    """Print the table of one dataset and what is wrong with it; raises UserError where there is no dataset."""
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("prefixes", nargs="+", metavar="P", help="output prefixes of preprocess.py")
+    parser.add_argument("--quick", action="store_true", help="sizes, counts and indexes only; no hashes, no pages")
+    parser.add_argument("--workers", type=positive_int, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument(
+        "--fonts",
+        nargs="*",
+        metavar="FILE",
+        help="compare the fonts of this machine, or these files in order, with those of the pages",
+    )
+    parser.add_argument("--against", metavar="STRINGS", help="prefix of a strings dataset to render the pages from")
+    parser.add_argument(
+        "--sample", type=positive_int, metavar="N", help="with --against: pages chosen at random (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    arguments = parser.parse_args(words)
+    if arguments.sample is not None and arguments.against is None:
+        parser.error("--sample belongs to --against")
+    if arguments.against is not None and len(arguments.prefixes) > 1:
+        parser.error("--against compares one dataset with another; give one P")
+    return arguments
+
+
+def check(prefix: str, arguments: argparse.Namespace) -> str:
+    """Print the table of one dataset and what is wrong with it; returns ``sound``, ``damaged`` or ``different``.
+
+    Raises UserError where there is no dataset.
+    """
     from megatron_pixel.data.manifest import Manifest, manifest_path
-    from megatron_pixel.data.verification import verify
+    from megatron_pixel.data.verification import examine
 
     if not os.path.exists(manifest_path(prefix)):
         raise UserError(
             f"no dataset at {prefix}: {manifest_path(prefix)} does not exist; give the output prefix of preprocess.py"
         )
     print(f"{prefix}", flush=True)
+    watch = Watch()
     try:
-        problems = verify(prefix, full, progress=_progress)
-        manifest = Manifest.read(prefix)
+        manifest = Manifest.read(prefix, check_files=False)
+        report = examine(prefix, not arguments.quick, arguments.workers, watch.show)
     except UserError as error:
-        _progress("")
+        watch.clear()
         print(f"  DAMAGED  {error}")
-        return False
-    _progress("")
+        return "damaged"
+    watch.clear()
     for split, counts in manifest.splits.items():
         parts = [(counts.documents, "documents"), (counts.sequences, "sequences")]
         parts += [part for part in ((counts.patches, "patches"), (counts.tokens, "tokens")) if part[0]]
         print(f"  {split:<8} {', '.join(f'{count:,} {name}' for count, name in parts)}")
-    for name, entry in manifest.all_files().items():
-        state = "DAMAGED" if any(problem.startswith(f"{prefix}.{name}:") for problem in problems) else "sound"
-        print(f"  {name:<24} {entry.bytes:>16,} bytes  {state}")
-    for problem in problems:
+    sizes = {"manifest.json": os.path.getsize(manifest_path(prefix))}
+    sizes |= {name: entry.bytes for name, entry in manifest.all_files().items()}
+    damaged_files = {finding.name for finding in report.findings}
+    for name, size in sizes.items():
+        state = "DAMAGED" if name in damaged_files else "sound"
+        pages = f", {report.damaged_pages[name]:,} pages" if report.damaged_pages[name] else ""
+        print(f"  {name:<24} {size:>20,} bytes  {state}{pages}")
+    if report.bytes:
+        print(f"  {rates(report)}")
+    for problem in report.problems():
         print(f"  DAMAGED  {problem}")
-    return not problems
+    if report.findings:
+        return "damaged"
+    differences = list(compare(prefix, manifest, arguments))
+    for difference in differences:
+        print(f"  DIFFERS  {difference}")
+    return "different" if differences else "sound"
 
 
-def _progress(name: str) -> None:
-    """The file being checked, on a line of a terminal that is written over."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K  checking {name} ..." if name else "\r\033[K", end="", file=sys.stderr, flush=True)
+def compare(prefix: str, manifest: "Manifest", arguments: argparse.Namespace) -> Iterator[str]:
+    """What a renderer here does otherwise, as far as it was asked for."""
+    if arguments.fonts is None and arguments.against is None:
+        return
+    from megatron_pixel.data.verification_rendering import compare_fonts, compare_pages
+
+    if manifest.rendering:
+        yield from compare_fonts(manifest, arguments.fonts or ())
+    if arguments.against is not None:
+        started = time.monotonic()
+        compared, differences = compare_pages(prefix, arguments.against, arguments.sample, arguments.seed)
+        rate = compared / max(time.monotonic() - started, 1e-9)
+        print(f"  {compared:,} pages rendered again and compared, {rate:,.0f} pages/s")
+        yield from differences
+
+
+def rates(report: "Report") -> str:
+    """What was read, and how fast."""
+    seconds = max(report.seconds, 1e-9)
+    pages = f"{report.pages:,} pages, {report.pages / seconds:,.0f} pages/s; " if report.pages else ""
+    return f"{pages}{report.bytes / 1e6:,.1f} MB, {report.bytes / seconds / 1e6:,.1f} MB/s, {report.seconds:.1f} s"
+
+
+class Watch:
+    """Progress: one line that is written over on a terminal, a line now and then in a log file."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+
+    def show(self, report: "Report", total: int) -> None:
+        """Called as often as anybody likes."""
+        now = time.monotonic()
+        if now - self._last < (0.1 if self._terminal else _SECONDS_BETWEEN_LINES):
+            return
+        self._last = now
+        left = report.seconds * (total - report.bytes) / max(report.bytes, 1)
+        line = f"  {100 * report.bytes / max(total, 1):.0f}%, {rates(report)}, {left:,.0f} s left"
+        print(
+            f"\r\033[K{line}" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """show.py and verify.py on datasets that preprocess.py wrote."""
 
 import io
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 from megatron_pixel.data.stores import TokenStore
 from megatron_pixel.data.tokenizer import Tokenizer
 from megatron_pixel.drawing import GROUND
+from megatron_pixel.rendering.fonts import find_fonts
 
 
 @pytest.fixture
@@ -124,7 +127,8 @@ def test_a_sound_dataset(tool, datasets, kind):
     assert "DAMAGED" not in result.out
     lines = [line for line in result.out.splitlines() if line.endswith("sound")]
     files = [path for path in datasets.iterdir() if path.name.startswith(f"{kind}.")]
-    assert len(lines) == len(files) - 1  # all but the manifest
+    assert len(lines) == len(files)
+    assert " MB/s" in result.out
     assert tool("verify", "--quick", datasets / kind).status == 0
 
 
@@ -141,21 +145,32 @@ def flip(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
-@pytest.mark.parametrize(
-    "name", ["pixels.train.pages.bin", "pixels.codec.columns", "text.heldout.tokens.bin", "pairs.train.tokens.idx"]
-)
-def test_one_wrong_bit_is_found_and_the_file_named(tool, datasets, tmp_path, name):
-    path = damaged(datasets, tmp_path, name, flip)
-    kind = name.split(".")[0]
-    others = {"text", "pixels", "pairs"} - {kind}
-    result = tool("verify", tmp_path / kind, *(tmp_path / other for other in others))
-    assert result.status == 1
-    damages = [line for line in result.out.splitlines() if "DAMAGED" in line]
-    assert damages
-    assert any(name in line for line in damages)
-    assert not any(f"{other}." in line for other in others for line in damages)
-    if name.endswith("pages.bin"):
-        assert any("page " in line and str(path) in line for line in damages)
+def test_one_wrong_bit_in_any_file_is_found_and_the_file_named(tool, datasets, tmp_path):
+    kinds = ("text", "pixels", "pairs")
+    for path in datasets.iterdir():
+        shutil.copy(path, tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        before = path.read_bytes()
+        if not before:
+            continue
+        path.write_bytes(flip(before))
+        result = tool("verify", *(tmp_path / kind for kind in kinds))
+        assert result.status == 1, path.name
+        damages = [line for line in result.out.splitlines() if "DAMAGED" in line]
+        assert any(path.name in line for line in damages)
+        kind = path.name.split(".")[0]
+        assert not any(f"{tmp_path / other}" in line for other in kinds if other != kind for line in damages)
+        if path.name.endswith("pages.bin"):
+            assert any("page " in line and str(path) in line for line in damages)
+        path.write_bytes(before)
+
+
+def test_processes_find_the_same(tool, datasets, tmp_path):
+    damaged(datasets, tmp_path, "pixels.train.pages.bin", flip)
+    alone, shared = (tool("verify", tmp_path / "pixels", "--workers", count) for count in (1, 2))
+    without_rate = [[line for line in result.out.splitlines() if " MB/s" not in line] for result in (alone, shared)]
+    assert without_rate[0] == without_rate[1]
+    assert shared.status == 1
 
 
 @pytest.mark.parametrize("name", ["pixels.train.pages.bin", "text.train.tokens.idx"])
@@ -164,7 +179,11 @@ def test_a_short_file_and_a_missing_one(tool, datasets, tmp_path, name):
     kind = name.split(".")[0]
     result = tool("verify", tmp_path / kind)
     assert result.status == 1
-    assert str(path) in result.out
+    assert f"{path} has" in result.out
+    assert "5 bytes too few" in result.out
+    assert result.out.count("sound") > 2  # the other files were examined all the same
+    if name.endswith("pages.bin"):
+        assert re.search(r"page \d+ is cut off, and all after it are missing: 1 of \d+", result.out)
     path.unlink()
     result = tool("verify", tmp_path / kind)
     assert result.status == 1
@@ -175,3 +194,36 @@ def test_no_dataset(tool, tmp_path):
     result = tool("verify", tmp_path / "nothing")
     assert result.status == 2
     assert "no dataset at" in result.err
+
+
+def test_fonts_of_this_machine(tool, datasets, font):
+    result = tool("verify", datasets / "pixels", "--fonts", font)
+    assert result.status == 0, result.out
+    other = str(find_fonts([], "default")[1].path)
+    result = tool("verify", datasets / "pixels", "--fonts", other)
+    assert result.status == 1
+    assert f"DIFFERS  font {Path(font).name}" in result.out
+    assert "not among the fonts here" in result.out
+    assert "not what would be rendered here" in result.out
+
+
+def test_pages_against_their_text(tool, datasets, corpus, font, tmp_path):
+    words = ["--input", corpus, "--heldout-fraction", 0.2, "--rendering.fonts", font, "--rendering.seq_length", 32]
+    assert tool("preprocess", "strings", "--output-prefix", tmp_path / "strings", *words).status == 0
+    words = ["--against", tmp_path / "strings", "--fonts", font]
+    result = tool("verify", datasets / "pixels", *words)
+    assert result.status == 0, result.out + result.err
+    count = sum(
+        split["sequences"] for split in json.loads((datasets / "pixels.manifest.json").read_text())["splits"].values()
+    )
+    assert f"{count} pages rendered again" in result.out
+    assert "5 pages rendered again" in tool("verify", datasets / "pixels", *words, "--sample", 5).out
+    # Other text on the first page: same number of pages, other pixels.
+    path = tmp_path / "strings.train.strings.bin"
+    path.write_bytes(path.read_bytes().replace(b"years", b"yaers", 1))
+    result = tool("verify", datasets / "pixels", *words)
+    assert result.status == 1
+    assert re.search(r"DIFFERS  .*pixels\.train\.pages\.bin: page \d+ differs in \d patches", result.out)
+    result = tool("verify", datasets / "pairs", *words)
+    assert result.status == 2
+    assert "compares a pixel dataset with a strings dataset" in result.err
