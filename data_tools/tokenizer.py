@@ -18,6 +18,7 @@ from megatron_pixel.data.preprocess_arguments import add_reader_arguments, posit
 
 def train(arguments: argparse.Namespace) -> None:
     """Train on the documents and write the model."""
+    from megatron_pixel.data.preprocess_claims import Tally
     from megatron_pixel.data.preprocess_progress import Progress
     from megatron_pixel.data.preprocess_signals import clean_exit_on_signal
     from megatron_pixel.data.tokenizer import Tokenizer, train_tokenizer
@@ -26,12 +27,12 @@ def train(arguments: argparse.Namespace) -> None:
     if output.exists() and not arguments.overwrite:
         raise UserError(f"{output} exists; choose another name, or ask for --overwrite")
     reader = reader_from(arguments)
-    with clean_exit_on_signal("no tokenizer was written"), Progress(reader) as progress:
+    with clean_exit_on_signal("no tokenizer was written"), Progress(reader.total_bytes) as progress:
 
         def texts() -> Iterator[str]:
             for document in reader:
                 yield document.text
-                progress.update(reader.documents, 0)
+                progress.update(Tally(reader.bytes_done, reader.documents, 0, reader.text_bytes))
             progress.say(f"read {reader.documents:,} documents; learning {arguments.vocab_size:,} pieces")
 
         train_tokenizer(texts(), output, arguments.vocab_size, arguments.max_sentences)

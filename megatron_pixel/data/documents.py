@@ -78,11 +78,11 @@ class PartReader:
         refuse(bad, self._options, self.skipped)
 
 
-def refuse(bad: BadRecordError, options: ReaderOptions, skipped: Counter[str]) -> None:
+def refuse(bad: BadRecordError, options: ReaderOptions, skipped: dict[str, int]) -> None:
     """Raise UserError for a bad record, or count it where that was asked for."""
     if options.on_bad_record == "fail":
         raise UserError(f"{bad}\n  (--on-bad-record skip counts such records and leaves them out)") from None
-    skipped[bad.reason] += 1
+    skipped[bad.reason] = skipped.get(bad.reason, 0) + 1
 
 
 def empty_file(name: str) -> BadRecordError:

@@ -118,6 +118,11 @@ class OutputFile:
         sync_folder(os.path.dirname(self.path) or ".")
         return FileEntry(bytes=self.bytes, sha256=self._sha256.hexdigest())
 
+    def leave(self) -> None:
+        """Close the file under its temporary name, for a later process to go on with."""
+        with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
+            self._file.close()
+
     def abort(self) -> None:
         """Remove the file, whether it has its name already or not."""
         with contextlib.suppress(OSError):  # closing flushes, and the disk may be full

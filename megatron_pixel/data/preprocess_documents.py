@@ -1,19 +1,15 @@
-"""What happens to a document on its way into a dataset: tokens, pages, chunks of both, or the text of its pages.
+"""What happens to a document on its way into a dataset: tokens, pages, chunks of both, or the text of its pages."""
 
-Runs in worker processes.
-"""
-
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from megatron_pixel.config.schema import PairConfig, RenderingConfig
 from megatron_pixel.data.codec import PageCodec
-from megatron_pixel.data.documents import Document
 from megatron_pixel.data.manifest import Kind
 from megatron_pixel.data.preprocess_chunks import PairChunker, Render, iterate_pages, with_ends
-from megatron_pixel.data.split import is_heldout
 from megatron_pixel.data.strings import to_bytes
 from megatron_pixel.data.tokenizer import Tokenizer
 from megatron_pixel.rendering.page import Page
@@ -23,19 +19,13 @@ Chunk = tuple[Page, np.ndarray | None]
 """A page, and in pair datasets the tokens of the same characters."""
 
 
-@dataclass
-class Converted:
-    """A document as it goes to disk. In a pair dataset sequence i of ``pages`` and of ``tokens`` are the same chunk."""
+class Piece(NamedTuple):
+    """One sequence of a dataset as it goes to disk."""
 
-    heldout: bool
-    pages: list[bytes] = field(default_factory=list)
-    """Encoded pages."""
-    strings: list[bytes] = field(default_factory=list)
-    """Text of each page."""
-    patches: list[int] = field(default_factory=list)
-    """Patches of each page, the black end patch included."""
-    tokens: list[np.ndarray] = field(default_factory=list)
-    """int32, BOS and EOS included."""
+    patches: int
+    """Patches of its page, the black end patch included; 0 where there is no page."""
+    sequences: dict[str, bytes | np.ndarray]
+    """By content (``CONTENTS`` of the kind): an encoded page, int32 tokens, UTF-8 text."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +39,25 @@ class Recipe:
     pair: PairConfig | None = None
     codec: PageCodec | None = None
 
+    @property
+    def has_codec(self) -> bool:
+        """Whether pages are stored."""
+        return self.kind in ("pixels", "pairs")
+
     def make(self) -> "Converter":
         """Build fonts, tokenizer and tables; raises UserError for what is missing."""
         return Converter(self)
 
 
 class Converter:
-    """Converts batches of documents."""
+    """Converts documents."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.renderer = Renderer(recipe.rendering) if recipe.rendering else None
         self.tokenizer = Tokenizer(recipe.tokenizer) if recipe.tokenizer else None
         self.codec = recipe.codec
-        """Built from the first pages of the corpus, so set later in the process that renders these."""
+        """Made from a sample of the pages, so set later in the process that renders these."""
         self._chunker: PairChunker | None = None
         if recipe.kind == "pairs":
             assert self.renderer is not None
@@ -70,26 +65,26 @@ class Converter:
             assert recipe.pair is not None
             self._chunker = PairChunker(first_page(self.renderer), self.tokenizer, recipe.pair)
 
-    def __call__(self, batch: Sequence[Document]) -> list[Converted]:
-        return [self.convert(document.text) for document in batch]
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary; 1 where there is none."""
+        return self.tokenizer.vocab_size if self.tokenizer else 1
 
-    def convert(self, text: str, chunks: Iterable[Chunk] | None = None) -> Converted:
-        """One document; ``chunks`` are its :meth:`chunks` where they are known already."""
-        result = Converted(is_heldout(text, self._recipe.heldout_fraction))
+    def pieces(self, text: str) -> Iterator[Piece]:
+        """The sequences of a document, one by one: those of a long one do not fit into memory together."""
         if self._recipe.kind == "text":
             assert self.tokenizer is not None
-            result.tokens.append(with_ends(self.tokenizer, self.tokenizer.encode(text), last=True))
-            return result
-        for page, tokens in self.chunks(text) if chunks is None else chunks:
-            result.patches.append(page.num_patches)
+            yield Piece(0, {"tokens": with_ends(self.tokenizer, self.tokenizer.encode(text), last=True)})
+            return
+        for page, tokens in self.chunks(text):
             if self._recipe.kind == "strings":
-                result.strings.append(to_bytes(text[page.start : page.end]))
-            else:
-                assert self.codec is not None
-                result.pages.append(self.codec.encode(page))
+                yield Piece(page.num_patches, {"strings": to_bytes(text[page.start : page.end])})
+                continue
+            assert self.codec is not None
+            sequences: dict[str, bytes | np.ndarray] = {"pages": self.codec.encode(page)}
             if tokens is not None:
-                result.tokens.append(tokens)
-        return result
+                sequences["tokens"] = tokens
+            yield Piece(page.num_patches, sequences)
 
     def chunks(self, text: str) -> Iterator[Chunk]:
         """The pages of a document, each with its tokens where the dataset holds pairs."""

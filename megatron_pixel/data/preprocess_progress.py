@@ -8,22 +8,27 @@ from typing import NoReturn, Self
 
 from tqdm import tqdm
 
-from megatron_pixel.data.documents import DocumentReader
+from megatron_pixel.data.preprocess_claims import Tally
 
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Progress:
-    """Follows ``reader`` by the bytes it has read; written to standard error."""
+    """Follows work by the bytes of input behind it; written to standard error."""
 
-    def __init__(self, reader: DocumentReader, quiet: bool = False) -> None:
-        self._reader = reader
+    def __init__(self, total: int | None, quiet: bool = False, before: Tally | None = None, what: str = "") -> None:
+        """``total`` bytes, None if nobody knows; ``before`` was done by earlier runs; ``what`` names the work."""
+        self._total = total
         self._quiet = quiet
+        self._before = before or Tally()
+        self._what = what
         self._start = self._last_line = time.monotonic()
         self._bar: tqdm[NoReturn] | None = None
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(
-                total=reader.total_bytes,
+                desc=what or None,
+                total=total,
+                initial=self._before.input_bytes,
                 unit="B",
                 unit_scale=True,
                 ncols=shutil.get_terminal_size().columns,
@@ -37,28 +42,37 @@ class Progress:
         """Since the start."""
         return time.monotonic() - self._start
 
-    def update(self, documents: int, pages: int) -> None:
-        """Show that so many documents are done, and pages of them (0 where there are none)."""
+    def update(self, done: Tally) -> None:
+        """Show that so much is done in this run."""
         if self._quiet:
             return
+        position = self._before.input_bytes + done.input_bytes
         if self._bar is not None:
-            self._bar.set_postfix_str(self._rates(documents, pages), refresh=False)
-            self._bar.update(self._reader.bytes_done - self._bar.n)
+            self._bar.set_postfix_str(self._rates(done), refresh=False)
+            self._bar.update(position - self._bar.n)
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            total = self._reader.total_bytes
-            share = f"{100 * self._reader.bytes_done / total:.0f}% of {total / 1e6:,.0f} MB, " if total else ""
-            print(f"{share}{documents:,} documents, {self._rates(documents, pages)}", file=sys.stderr, flush=True)
+            share, left = "", ""
+            if self._total:
+                share = f"{100 * position / self._total:.0f}% of {self._total / 1e6:,.0f} MB, "
+                seconds = self.seconds * (self._total - position) / max(done.input_bytes, 1)
+                left = f", {duration(seconds)} left" if done.input_bytes else ""
+            documents = f"{self._before.documents + done.documents:,} documents, " if done.documents else ""
+            what = f"{self._what}: " if self._what else ""
+            print(f"{what}{share}{documents}{self._rates(done)}{left}", file=sys.stderr, flush=True)
 
     def say(self, message: str) -> None:
         """Print a line without disturbing the bar."""
         if not self._quiet:
             tqdm.write(message, file=sys.stderr)
 
-    def _rates(self, documents: int, pages: int) -> str:
+    def _rates(self, done: Tally) -> str:
         seconds = max(self.seconds, 1e-9)
-        text = f"{documents / seconds:,.0f} documents/s, {self._reader.text_bytes / seconds / 1e6:.1f} MB/s"
-        return f"{text}, {pages / seconds:,.0f} pages/s" if pages else text
+        rates = [f"{done.documents / seconds:,.0f} documents/s"] if done.documents else []
+        rates.append(f"{(done.text_bytes or done.input_bytes) / seconds / 1e6:.1f} MB/s")
+        if done.pages:
+            rates.append(f"{done.pages / seconds:,.0f} pages/s")
+        return ", ".join(rates)
 
     def __enter__(self) -> Self:
         return self
@@ -68,3 +82,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: ``45 s``, ``12 min``, ``3.5 h``, ``2.1 days``."""
+    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.{1 if unit == 'h' else 0}f} {unit}"
+    return f"{seconds / 86400:.1f} days"

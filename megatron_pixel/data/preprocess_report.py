@@ -20,11 +20,15 @@ def report_table(report: Report, prefix: str) -> str:
         rows.append(("bytes a page", f"{report.page_bytes / max(total.sequences, 1):,.0f}"))
     if manifest.kind in ("text", "pairs"):
         rows.append(("tokens", f"{total.tokens:,}"))
+    if report.found.input_bytes:
+        rows.append(("found done", f"{report.found.documents:,} documents, by an earlier run"))
     seconds = max(report.seconds, 1e-9)
     rows.append(("seconds", f"{report.seconds:.1f}"))
-    rates = [f"{source['documents'] / seconds:,.0f} documents/s", f"{report.text_bytes / seconds / 1e6:.2f} MB/s"]
+    documents = source["documents"] - report.found.documents
+    text_bytes = report.text_bytes - report.found.text_bytes
+    rates = [f"{documents / seconds:,.0f} documents/s", f"{text_bytes / seconds / 1e6:.2f} MB/s"]
     if manifest.kind != "text":
-        rates.append(f"{total.sequences / seconds:,.0f} pages/s")
+        rates.append(f"{(total.sequences - report.found.pages) / seconds:,.0f} pages/s")
     rows.append(("rate", ", ".join(rates)))
     rows.append(("written", manifest_path(prefix)))
     width = max(len(name) for name, _ in rows)

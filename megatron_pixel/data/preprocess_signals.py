@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,7 +16,7 @@ class _StoppedError(BaseException):
 
 
 @contextmanager
-def clean_exit_on_signal(consequence: str) -> Iterator[None]:
+def clean_exit_on_signal(consequence: str | Callable[[], str], quiet: bool = False) -> Iterator[None]:
     """Unwind the block at SIGINT or SIGTERM, print a line that names ``consequence``, exit with 128 + the signal."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -28,7 +28,9 @@ def clean_exit_on_signal(consequence: str) -> Iterator[None]:
     try:
         yield
     except _StoppedError as stopped:
-        print(f"stopped by {signal.Signals(stopped.number).name}: {consequence}", file=sys.stderr)
+        if not quiet:
+            told = consequence if isinstance(consequence, str) else consequence()
+            print(f"stopped by {signal.Signals(stopped.number).name}: {told}", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
     finally:
         for number, handler in before.items():

@@ -2,12 +2,9 @@
 
 import itertools
 import json
-import os
 import random
 import re
 import resource
-import signal
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +18,6 @@ from megatron_pixel.data.documents import DocumentReader, ReaderOptions
 from megatron_pixel.data.manifest import Manifest
 from megatron_pixel.data.preprocess_chunks import PairChunker, iterate_pages
 from megatron_pixel.data.preprocess_documents import Recipe, first_page
-from megatron_pixel.data.preprocess_workers import ordered_map
 from megatron_pixel.data.preprocessing import preprocess
 from megatron_pixel.data.split import is_heldout
 from megatron_pixel.data.stores import PageStore, PairStore, TokenStore
@@ -172,52 +168,6 @@ def test_a_cap_that_holds_no_character_is_refused(renderer, model, tmp_path):
         preprocess(reader_of(tmp_path, ["a"]), recipe, str(tmp_path / "p"))
 
 
-# Processes. These functions travel to other processes, so they stand at the top of the module.
-
-
-def make_slow_square():
-    return slow_square
-
-
-def slow_square(number: int) -> int:
-    time.sleep(0.02 * (number % 3))
-    return number * number
-
-
-def make_breaking():
-    return breaking
-
-
-def breaking(number: int) -> int:
-    if number == 5:
-        raise UserError("five")
-    if number == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def test_results_come_in_the_order_of_the_items_and_not_too_far_ahead():
-    taken = 0
-
-    def items():
-        nonlocal taken
-        for number in range(40):
-            taken += 1
-            yield number
-
-    results = ordered_map(make_slow_square, items(), 2)
-    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
-    assert taken <= 16
-    assert list(results) == [number * number for number in range(5, 40)]
-
-
-def test_errors_of_workers_arrive_and_a_dead_one_is_noticed():
-    with pytest.raises(UserError, match="five"):
-        list(ordered_map(make_breaking, [1, 5, 2], 2))
-    with pytest.raises(UserError, match="a worker process died"):
-        list(ordered_map(make_breaking, [1, 7, 2], 2))
-
-
 # Datasets.
 
 
@@ -320,32 +270,44 @@ def files_of(prefix: str) -> dict[str, bytes]:
     }
 
 
-def test_the_number_of_processes_does_not_show(recipes, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_pixel.data.preprocessing._BATCH_DOCUMENTS", 3)
-    monkeypatch.setattr("megatron_pixel.data.preprocessing._FEW_BATCHES", 1)
-    monkeypatch.setattr("megatron_pixel.data.codec.ColumnCodec.sample_pages", 40)
-    for workers in (1, 2):
+def test_neither_processes_nor_parts_show(recipes, tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_pixel.data.preprocessing._FEW_BYTES", 0)
+    for workers, part_bytes in ((1, None), (2, 700)):
         prefix = tmp_path / f"with-{workers}"
-        preprocess(reader_of(tmp_path, [*DOCUMENTS, " "]), recipes["pairs"], str(prefix), workers)
+        reader = reader_of(tmp_path, [*DOCUMENTS, " "])
+        preprocess(reader, recipes["pairs"], str(prefix), workers, part_bytes=part_bytes)
     one, two = files_of(str(tmp_path / "with-1")), files_of(str(tmp_path / "with-2"))
     assert len(one) == 10  # two contents of two splits, the codec, the manifest
     assert one == two
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_record_leaves_no_file(tmp_path, recipes, workers, monkeypatch):
-    monkeypatch.setattr("megatron_pixel.data.preprocessing._FEW_BATCHES", 1)
-    monkeypatch.setattr("megatron_pixel.data.preprocessing._BATCH_DOCUMENTS", 3)
+def test_a_bad_record_is_told_and_may_be_skipped_later(tmp_path, recipes, workers, monkeypatch):
+    monkeypatch.setattr("megatron_pixel.data.preprocessing._FEW_BYTES", 0)
+    prefix = tmp_path / "p"
+    reader = reader_of(tmp_path, DOCUMENTS)
+    with Path(reader.paths[0]).open("a") as file:
+        file.write("{broken\n")
+    message = rf"input.jsonl:{len(DOCUMENTS) + 1}: broken JSON(.|\n)*parts are kept in .*p\.work; the same command"
+    with pytest.raises(UserError, match=message):
+        preprocess(DocumentReader(reader.paths), recipes["text"], str(prefix), workers, part_bytes=2000)
+    assert [path.name for path in tmp_path.glob("p.*")] == ["p.work"]
+    assert list((tmp_path / "p.work").glob("part-*.json"))
+    skipping = DocumentReader(reader.paths, ReaderOptions(on_bad_record="skip"))
+    report = preprocess(skipping, recipes["text"], str(prefix), part_bytes=2000)
+    assert report.found.documents > 0
+    assert report.skipped == {"broken JSON": 1}
+    assert report.total.documents == len(DOCUMENTS)
+    assert not (tmp_path / "p.work").exists()
+
+
+def test_a_run_that_got_nowhere_leaves_nothing(tmp_path, recipes):
     reader = reader_of(tmp_path, DOCUMENTS)
     with Path(reader.paths[0]).open("a") as file:
         file.write("{broken\n")
     with pytest.raises(UserError, match=rf"input.jsonl:{len(DOCUMENTS) + 1}: broken JSON"):
-        preprocess(DocumentReader(reader.paths), recipes["text"], str(tmp_path / "p"), workers)
-    assert files_of(str(tmp_path / "p")) == {}
-    skipping = DocumentReader(reader.paths, ReaderOptions(on_bad_record="skip"))
-    report = preprocess(skipping, recipes["text"], str(tmp_path / "p"))
-    assert report.skipped == {"broken JSON": 1}
-    assert report.total.documents == len(DOCUMENTS)
+        preprocess(DocumentReader(reader.paths), recipes["text"], str(tmp_path / "p"))
+    assert list(tmp_path.glob("p.*")) == []
 
 
 def test_no_documents_at_all(tmp_path, recipes):
@@ -374,7 +336,7 @@ def test_a_full_disk(tmp_path, recipes):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # writes beyond it fail as on a full disk
     try:
-        with pytest.raises(UserError, match=r"cannot write .*p\.train\.tokens\.bin"):
+        with pytest.raises(UserError, match=r"cannot write .*part-000000\.train\.tokens\.bin.*nothing was kept"):
             preprocess(reader, recipes["text"], prefix)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,8 +1,8 @@
 """preprocess.py: its contract, and its answer to bad input."""
 
-import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,10 +143,9 @@ def test_an_output_that_exists(tool, corpus, model, tmp_path):
     assert tool("preprocess", *words, "--overwrite").status == 0
 
 
-def start(*words: object, stdin: int | None = None) -> subprocess.Popen[str]:
+def start(*words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "data_tools" / "preprocess.py"), *map(str, words)],
-        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -155,39 +154,48 @@ def start(*words: object, stdin: int | None = None) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def long_input(tmp_path_factory) -> Path:
+    """Enough for other processes to be worth their start."""
+    path = tmp_path_factory.mktemp("long") / "long.jsonl"
+    record = json.dumps({"text": "word " * 1000}) + "\n"
+    path.write_text(record * 1000)
+    return path
+
+
 @pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM", "dead worker"])
-def test_a_run_that_is_stopped_leaves_nothing(model, tmp_path, stop):
-    words = ["text", "--input", "-", "--output-prefix", tmp_path / "p", "--tokenizer", model, "--workers", "2"]
-    process = start(*words, stdin=subprocess.PIPE)
-    assert process.stdin is not None
-    record = json.dumps({"text": "word " * 2000}) + "\n"
+def test_a_run_that_is_stopped_continues(long_input, model, tmp_path, stop):
+    words = ["text", "--input", long_input, "--output-prefix", tmp_path / "p", "--tokenizer", model]
+    words += ["--part-bytes", 100_000, "--workers", 2]
+    process = start(*words)
+    work = tmp_path / "p.work"
     deadline = time.monotonic() + 100
-    process.stdin.write(record * 400)  # enough for other processes to be worth their start
-    while not len(workers := children(process.pid)) >= 2:  # until it is at work, waiting for more input
+    while not list(work.glob("part-*.json")):
         assert time.monotonic() < deadline
-        process.stdin.write(record * 10)
-        process.stdin.flush()
-        time.sleep(0.05)
-    assert any(name.endswith(".part") for name in left(tmp_path))
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    workers = children(process.pid)
     if stop == "dead worker":
         os.kill(workers[-1], signal.SIGKILL)
-        with contextlib.suppress(BrokenPipeError):
-            while time.monotonic() < deadline:
-                process.stdin.write(record)
-                process.stdin.flush()
-                time.sleep(0.01)
-        process.stdin = None
         _, err = process.communicate(timeout=60)
         assert process.returncode == 2
-        assert "error: a worker process died" in err
+        assert err.startswith("error: a worker process died (killed, or out of memory?); try fewer --workers\n")
+        assert re.search(r"of \d+ parts are kept in \S+p\.work; the same command continues", err)
     else:
         number = signal.Signals[stop]
         os.killpg(process.pid, number)  # as a terminal and a scheduler do: to every process
         _, err = process.communicate(timeout=60)
         assert process.returncode == 128 + number
-        assert err.splitlines()[-1] == f"stopped by {stop}: no dataset was written"
-    assert left(tmp_path) == []
+        kept = f"what is done is kept in {work}, and the same command continues"
+        assert err.splitlines()[-1] == f"stopped by {stop}: no dataset was written; {kept}"
+    assert workers
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert left(tmp_path) == ["p.work"]
+    out, err = start(*words).communicate(timeout=100)
+    assert "found done" in out, err
+    assert verify(str(tmp_path / "p")) == []
+    assert Manifest.read(str(tmp_path / "p")).source["documents"] == 1000
+    assert not work.exists()
 
 
 def children(pid: int) -> list[int]:
