@@ -3,8 +3,8 @@
 import numpy as np
 
 from megatron_pixel.rendering.itemize import mark_boundaries, word_classes
-from megatron_pixel.rendering.shaping import CLUSTER_BOUNDARY, WORD_BOUNDARY
 from megatron_pixel.rendering.segments import mark_grapheme_starts
+from megatron_pixel.rendering.shaping import CLUSTER_BOUNDARY, WORD_BOUNDARY
 from megatron_pixel.rendering.unicode_tables import GENERAL_CATEGORIES, load_tables
 
 
