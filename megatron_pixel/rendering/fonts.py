@@ -11,6 +11,8 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+import freetype
+
 from megatron_pixel.config.errors import UserError
 
 # Order of choice. It matters for characters that several fonts have: the first one with the character is taken. Names
@@ -48,10 +50,15 @@ _HEIGHTS = {
 _LARGEST_CHAIN = 250
 
 _PACKAGES = ("fontpkg-noto-sans", "dynamic-font")
+_MONO_PACKAGE = "fontpkg-roboto-mono"
 _SYSTEM_FOLDERS = ("/usr/share/fonts/truetype/noto", "/usr/share/fonts/opentype/noto")
 _HOW_TO_GET_FONTS = (
     "install the packages (pip install fontpkg-noto-sans==2.15 dynamic-font==1.2.4), or on Debian and Ubuntu "
     "apt-get install fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji, or name font files in rendering.fonts"
+)
+_HOW_TO_GET_MONO = (
+    "install the package (pip install fontpkg-roboto-mono==3.1), or on Debian and Ubuntu apt-get install "
+    "fonts-noto-mono, or name font files in rendering.fonts, the monospaced one first"
 )
 
 
@@ -72,15 +79,21 @@ class FontFile:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_fonts(explicit: list[str], preset: str) -> list[FontFile]:
-    """The chain of a renderer, first choice first.
+def find_fonts(explicit: list[str], preset: str, mono: bool = False) -> list[FontFile]:
+    """The chain of a renderer, first choice first; with ``mono``, a monospaced font is put before the others.
 
     ``explicit`` names font files; empty, the chain is looked for. Raises :class:`UserError` where a named file is
-    missing, where no complete chain is installed, and for the preset ``released`` without a named font: its font,
-    GoNotoCurrent.ttf, is in no package.
+    missing, where no complete chain is installed, for ``mono`` where the first font named is not monospaced, and for
+    the preset ``released`` without a named font: its font, GoNotoCurrent.ttf, is in no package.
     """
     if explicit:
-        return [_named_font(name, preset) for name in explicit]
+        chain = [_named_font(name, preset) for name in explicit]
+        if mono and not _is_monospaced(chain[0]):
+            raise UserError(
+                f"rendering.strategy: mono sets text in the first font, and {chain[0].path} is not monospaced; put one "
+                f"that is before it in rendering.fonts"
+            )
+        return chain
     if preset == "released":
         raise UserError(
             "rendering.preset: released draws with GoNotoCurrent.ttf, which no package carries: download it from the "
@@ -89,7 +102,27 @@ def find_fonts(explicit: list[str], preset: str) -> list[FontFile]:
     chain = _from_packages() or _from_system()
     if not chain:
         raise UserError(f"no Noto fonts found: {_HOW_TO_GET_FONTS}")
-    return chain
+    return [_find_mono(), *chain] if mono else chain
+
+
+def _find_mono() -> FontFile:
+    listed = _fonts_of(_MONO_PACKAGE) or [Path(folder) / "NotoSansMono-Regular.ttf" for folder in _SYSTEM_FOLDERS]
+    found = [path for path in listed if path.is_file()]
+    if not found:
+        raise UserError(f"rendering.strategy: mono needs a monospaced font: {_HOW_TO_GET_MONO}")
+    return _font(found[0])
+
+
+def _is_monospaced(font: FontFile) -> bool:
+    try:
+        face = freetype.Face(str(font.path), font.index)
+    except freetype.FT_Exception:
+        return True  # what is wrong with the file is said where it is opened to be drawn with
+    advances = set()
+    for letter in "iWm.0":
+        face.load_char(letter, freetype.FT_LOAD_NO_SCALE)
+        advances.add(face.glyph.advance.x)
+    return len(advances) == 1
 
 
 def _named_font(name: str, preset: str) -> FontFile:
@@ -106,14 +139,21 @@ def _font(path: Path) -> FontFile:
 def _from_packages() -> list[FontFile]:
     found: dict[str, Path] = {}
     for package in _PACKAGES:
-        try:
-            listed = files(package) or []
-        except PackageNotFoundError:
+        listed = _fonts_of(package)
+        if not listed:
             return []
-        for entry in listed:
-            if entry.suffix in (".ttf", ".ttc") and "Italic" not in entry.name:
-                found[entry.name] = Path(str(entry.locate()))
+        found |= {path.name: path for path in listed}
     return _sort([path for path in found.values() if path.is_file()])
+
+
+def _fonts_of(package: str) -> list[Path]:
+    """Upright font files of a package; none where it is not installed."""
+    try:
+        listed = files(package) or []
+    except PackageNotFoundError:
+        return []
+    upright = (entry for entry in listed if entry.suffix in (".ttf", ".ttc") and "Italic" not in entry.name)
+    return [Path(str(entry.locate())) for entry in upright]
 
 
 def _from_system() -> list[FontFile]:

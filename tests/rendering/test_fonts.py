@@ -80,3 +80,23 @@ def test_hash_is_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "font.ttf"
     path.write_bytes(b"abc")
     assert FontFile(path).sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_monospaced_font_comes_before_the_chain() -> None:
+    chain = find_fonts([], "default", mono=True)
+    assert chain[0].path.name == "RobotoMono[wght].ttf"
+    assert chain[1:] == find_fonts([], "default")
+    mono, noto = str(chain[0].path), str(chain[1].path)
+    assert [str(font.path) for font in find_fonts([mono, noto], "default", mono=True)] == [mono, noto]
+    with pytest.raises(UserError, match=r"NotoSans\[wdth,wght\]\.ttf is not monospaced"):
+        find_fonts([noto, mono], "default", mono=True)
+
+
+def test_without_a_monospaced_font(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    find = fonts._fonts_of
+    monkeypatch.setattr(fonts, "_fonts_of", lambda package: [] if "mono" in package else find(package))
+    monkeypatch.setattr(fonts, "_SYSTEM_FOLDERS", (str(tmp_path),))
+    with pytest.raises(UserError, match="pip install fontpkg-roboto-mono"):
+        find_fonts([], "default", mono=True)
+    (tmp_path / "NotoSansMono-Regular.ttf").touch()
+    assert find_fonts([], "default", mono=True)[0].path == tmp_path / "NotoSansMono-Regular.ttf"
