@@ -62,7 +62,10 @@ def test_letters_and_marks_are_hinted_and_placed_alike(comparison: fidelity.Comp
     assert letters["overlap_places"] <= 50  # every letter of another script stands between Latin ones here
     marks = comparison.compare(groups["marks"])
     assert sum(map(len, groups["marks"])) > 2000 * 3
-    assert marks["hinting_places"] <= 170
+    # In five marks of Devanagari, on Latin, Greek and Cyrillic letters here, and in the Cyrillic breve.
+    assert marks["hinting_places"] <= 25
+    # Letters of one script with marks of another, such as a small Cyrillic letter on a Latin one.
+    assert marks["overlap_places"] <= 160
 
 
 def test_a_mark_without_a_letter_has_a_dotted_circle_in_pango_only(comparison: fidelity.Comparison) -> None:
