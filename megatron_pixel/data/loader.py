@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from types import TracebackType
 
+from megatron_pixel.data.lending import MemoryPool
 from megatron_pixel.data.loader_workers import Task, build_in_workers
 from megatron_pixel.data.mixture import MixtureReader
 from megatron_pixel.data.rows import MicroBatch
@@ -124,8 +125,9 @@ def _read_ahead(
 def _build_here(
     reader: MixtureReader, tasks: Iterable[Task], dp_rank: int, dp_size: int
 ) -> Generator[tuple[int, MicroBatch]]:
+    memory = MemoryPool(reader.batch_bytes)
     for step, index in tasks:
-        yield step, reader.micro_batch(step, index, dp_rank, dp_size)
+        yield step, reader.micro_batch(step, index, dp_rank, dp_size, memory.take())
 
 
 def _put(ready: "queue.Queue[_Item]", item: _Item, stop: threading.Event) -> bool:

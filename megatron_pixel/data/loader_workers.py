@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import traceback
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, suppress
@@ -23,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 import numpy as np
 
 from megatron_pixel.config.errors import UserError
+from megatron_pixel.data.lending import lend
 from megatron_pixel.data.mixture import MixtureReader, RowError
 from megatron_pixel.data.rows import Kind, MicroBatch, Origin
 
@@ -100,27 +100,11 @@ class _Slot:
     def __init__(self, number: int, size: int) -> None:
         self.number = number
         self.file = _anonymous_file(size)
-        self._map = mmap.mmap(self.file, size)
-        self.address = np.frombuffer(self._map, np.uint8).ctypes.data
-        self.size = size
+        self.memory = np.frombuffer(mmap.mmap(self.file, size), np.uint8)
 
     def close_file(self) -> None:
         """Close the descriptor, which only travels to the worker; the memory stays mapped."""
         os.close(self.file)
-
-
-class _Lease:
-    """The memory of a slot as numpy sees it. Every array made from it refers to the lease, so that its end tells that
-    the memory is free; a plain array would not do, as views of views refer to the map itself."""
-
-    def __init__(self, slot: _Slot) -> None:
-        self.__array_interface__ = {
-            "shape": (slot.size,),
-            "typestr": "|u1",
-            "data": (slot.address, False),
-            "version": 3,
-        }
-        self.slot = slot
 
 
 class _Worker:
@@ -180,11 +164,9 @@ class _Worker:
         if isinstance(built, Exception):
             self._free.append(slot)
             return {number: built}
-        lease = _Lease(slot)
-        # The slot comes back from whichever thread drops the last array.
-        weakref.finalize(lease, self._free.append, slot).atexit = False
         kind, rows = built
-        return {number: self._reader.micro_batch_of(kind, rows, np.asarray(lease))}
+        memory = lend(slot.memory, lambda: self._free.append(slot))
+        return {number: self._reader.micro_batch_of(kind, rows, memory)}
 
     def _how(self) -> str:
         with suppress(subprocess.TimeoutExpired):
