@@ -38,17 +38,18 @@ SILENCE = 180.0
 
 
 def run_batch(
-    seed: int, first: int, count: int, silence: float = SILENCE
+    seed: int, first: int, count: int, program: str = __file__, silence: float = SILENCE
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Check texts in child processes; returns what broke and the largest figures.
+    """Check texts in child processes, which run ``program --child``; returns what broke and the largest figures.
 
-    A child that crashes or hangs is replaced by another, which goes on after the text that did it.
+    A child that crashes or is silent for so many seconds is replaced by another, which goes on after the text that did
+    it.
     """
     broken: list[dict[str, Any]] = []
     totals: dict[str, Any] = {"characters": 0, "times_plain": 0.0, "seconds_a_character": 0.0, "growth": 0, "kinds": {}}
     stop = first + count
     while first < stop:
-        number, status, lines = _child(seed, first, stop - first, silence)
+        number, status, lines = _child(program, seed, first, stop - first, silence)
         for line in lines:
             if "broken" in line:
                 broken.append(line)
@@ -61,9 +62,11 @@ def run_batch(
     return broken, totals
 
 
-def _child(seed: int, first: int, count: int, silence: float) -> tuple[int, int | str, list[dict[str, Any]]]:
+def _child(
+    program: str, seed: int, first: int, count: int, silence: float
+) -> tuple[int, int | str, list[dict[str, Any]]]:
     """The last text begun, 0 or what ended the process, and the lines that it wrote."""
-    command = [sys.executable, __file__, "--child", "--seed", str(seed), "--first", str(first), "--strings", str(count)]
+    command = [sys.executable, program, "--child", "--seed", str(seed), "--first", str(first), "--strings", str(count)]
     lines: list[dict[str, Any]] = []
     number = first
     with (
