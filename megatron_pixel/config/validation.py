@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.keys import nearest, sections, settings
+from megatron_pixel.config.layers import parse_layers
 from megatron_pixel.config.mixture import (
     PerKind,
     parse_mixture,
@@ -170,7 +171,16 @@ def _check_layout(report: _Report, parallel: ParallelConfig) -> None:
                 + f"; nearest valid: {_nearest_few(parallel.tensor, _divisors(common))}",
             )
     if report.fine("parallel.pipeline", "model.layers") and parallel.pipeline > model.layers:
-        report.add("parallel.pipeline", f"{parallel.pipeline} stages are more than model.layers {model.layers}")
+        report.add(
+            "parallel.pipeline",
+            f"{parallel.pipeline} stages are more than model.layers {model.layers}, and each takes a layer at least; "
+            f"nearest valid: {model.layers}",
+        )
+    if report.fine("model.layers"):
+        try:
+            parse_layers(parallel.activation_checkpointing, model.layers)
+        except UserError as error:
+            report.add("parallel.activation_checkpointing", str(error))
 
 
 def _check_pair(report: _Report) -> None:

@@ -8,6 +8,7 @@ from megatron.core.tensor_parallel import RowParallelLinear as MegatronRowParall
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ModelConfig
@@ -105,13 +106,23 @@ def rotary_angles(position_ids: Tensor, width: int, theta: float) -> Tensor:
 
 
 class DecoderLayer(nn.Module):
-    """One layer as a stage: :class:`Travelling` in, :class:`Travelling` out."""
+    """One layer as a stage: :class:`Travelling` in, :class:`Travelling` out.
+
+    With ``recompute`` only its input is kept for the backward pass, which runs the layer a second time.
+    """
 
     def __init__(
-        self, model: ModelConfig, transformer: TransformerConfig, seed: int, stage: int, mask_kind: MaskKind
+        self,
+        model: ModelConfig,
+        transformer: TransformerConfig,
+        seed: int,
+        stage: int,
+        mask_kind: MaskKind,
+        recompute: bool,
     ) -> None:
         super().__init__()
         self.mask_kind = mask_kind
+        self.recompute = recompute
         self.head_width = model.hidden // model.heads
         self.rope_theta = model.rope_theta
         with stage_seed(seed, stage):
@@ -119,12 +130,20 @@ class DecoderLayer(nn.Module):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         state = Travelling(*inputs)
+        if self.recompute and torch.is_grad_enabled():
+            # No random states to put back: nothing here draws, as there is no dropout.
+            hidden = checkpoint(self._hidden, state, use_reentrant=False, preserve_rng_state=False)
+        else:
+            hidden = self._hidden(state)
+        return tuple(state._replace(hidden=hidden))
+
+    def _hidden(self, state: Travelling) -> Tensor:
         hidden, _ = self.layer(
             state.hidden,
             attention_mask=attention_mask(self.mask_kind, state.segment_ids, Header.read(state.header).inner_padding),
             rotary_pos_emb=rotary_angles(state.position_ids, self.head_width, self.rope_theta),
         )
-        return tuple(state._replace(hidden=hidden))
+        return hidden
 
 
 def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:

@@ -5,7 +5,7 @@ the same list. Parameter names (``0.tokens.weight``, ``1.layer.mlp.linear_fc1.we
 depend on neither the pipeline's size nor the tensor-parallel size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ def stage_specs(
     seed: int,
     tensor_parallel: int = 1,
     touch_all: bool = False,
+    recompute: Collection[int] = (),
 ) -> list[StageSpec]:
     """The list, not built.
 
@@ -46,6 +47,7 @@ def stage_specs(
         tensor_parallel: ranks that share every layer; must be the size that the process mesh was set up with.
         touch_all: every parameter takes part in every micro-batch, by one position that counts nothing (ZeRO 3);
             otherwise what the rows do not need is not run.
+        recompute: decoder layers, counted from 1, that compute their activations again in the backward pass.
 
     Raises:
         UserError: the shape does not divide as it must.
@@ -59,7 +61,10 @@ def stage_specs(
     last = model.layers + 2
     return [
         StageSpec(Embedding, (model, transformer, seed, 0, touch_all)),
-        *(StageSpec(DecoderLayer, (model, transformer, seed, i + 1, mask_kind)) for i in range(model.layers)),
+        *(
+            StageSpec(DecoderLayer, (model, transformer, seed, i, mask_kind, i in recompute))
+            for i in range(1, model.layers + 1)
+        ),
         StageSpec(FinalNorm, (model,)),
         StageSpec(Heads, (model, transformer, seed, last, tuple(objectives), touch_all)),
     ]
@@ -71,6 +76,7 @@ def build_stages(
     seed: int,
     tensor_parallel: int = 1,
     touch_all: bool = False,
+    recompute: Collection[int] = (),
 ) -> list[nn.Module]:
     """The list, built; arguments as in :func:`stage_specs`. The process mesh must be set up."""
-    return [spec.build() for spec in stage_specs(model, objectives, seed, tensor_parallel, touch_all)]
+    return [spec.build() for spec in stage_specs(model, objectives, seed, tensor_parallel, touch_all, recompute)]

@@ -83,6 +83,7 @@ class PipelineTraining(Training):
 
     def __init__(self) -> None:
         self.engine: Any = None
+        self._evaluates = False
         self._waiting: deque[Batch] = deque()
         self._loss: Loss | None = None
 
@@ -98,6 +99,7 @@ class PipelineTraining(Training):
 
     def step(self, batches: Iterable[Batch], loss: Loss) -> None:
         self._loss = loss
+        self._switch(evaluates=False)
         self.engine.train_batch(self._feed(batches))
 
     def evaluate(self, batches: Iterable[Batch], count: int, look: Look) -> None:
@@ -109,8 +111,15 @@ class PipelineTraining(Training):
             return torch.zeros((), device=outputs[0].device)
 
         self._loss = no_loss
+        self._switch(evaluates=True)
         self.engine.eval_batch(self._feed(batches), reduce_output=None, bcast_loss=False, num_micro_batches=count)
         self.engine.module.train()
+
+    def _switch(self, evaluates: bool) -> None:
+        """Let the ranks agree on shapes anew: held-out rows may have others than those of a step."""
+        if evaluates != self._evaluates:
+            self.engine.reset_activation_shape()
+            self._evaluates = evaluates
 
     def _feed(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Outputs]]:
         for batch in batches:

@@ -20,6 +20,7 @@ from megatron.core import parallel_state
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ParallelConfig
 from megatron_pixel.parallel.launch import Launch, read_launch
+from megatron_pixel.parallel.layout import data_parallel_size
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others in one operation before the run ends."""
@@ -112,12 +113,7 @@ def start_mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Mesh:
         UserError: the environment is broken, ranks do not divide, or a node has fewer GPUs than processes.
     """
     launch = read_launch(os.environ)
-    group = parallel.tensor * parallel.pipeline
-    if launch.world_size % group:
-        raise UserError(
-            f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} = {group} does not divide the "
-            f"{launch.world_size} process(es) of this run"
-        )
+    data_size = data_parallel_size(parallel, launch.world_size)
     device = _device(launch)
     # Megatron's tensor-parallel layers count on kernels starting in the order of their launches.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
@@ -145,7 +141,7 @@ def start_mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Mesh:
         pipe_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pipe_size=parallel.pipeline,
         data_rank=parallel_state.get_data_parallel_rank(),
-        data_size=launch.world_size // group,
+        data_size=data_size,
     )
 
 

@@ -15,6 +15,7 @@ from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.loader import load_config, to_dict
 from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.config.values import ConfigDumper
+from megatron_pixel.parallel.launch import read_launch
 
 DESCRIPTION = """\
 Pretrain a language model on text, on pages of rendered text, or on both.
@@ -41,14 +42,16 @@ def parse(words: Sequence[str]) -> RunConfig:
     """The checked configuration of the command line; ``--help`` and ``--print-config`` end the program here.
 
     Raises:
-        UserError: see :func:`read_command_line`; also what is not supported yet.
+        UserError: see :func:`read_command_line` and :func:`megatron_pixel.parallel.layout.check_layout`.
     """
     rest = [word for word in words if word != "--print-config"]
     if len(rest) < len(words):
         _print_config(rest)
     config = read_command_line(DESCRIPTION, rest)
-    if config.parallel.pipeline > 1:
-        raise UserError("pipeline parallelism is not supported yet: set parallel.pipeline to 1")
+    # Imported here: its way through the data package takes a moment, which --help need not wait for.
+    from megatron_pixel.parallel.layout import check_layout
+
+    check_layout(config, read_launch(os.environ).world_size)
     return config
 
 

@@ -8,6 +8,7 @@ from types import TracebackType
 import numpy as np
 import torch.distributed as dist
 
+from megatron_pixel.config.layers import parse_layers
 from megatron_pixel.config.loader import save_config
 from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.data.loader import PrefetchLoader
@@ -17,7 +18,9 @@ from megatron_pixel.drawing import prediction_sheet
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import stage_specs
 from megatron_pixel.parallel.build import build_training
-from megatron_pixel.parallel.engine import DeepSpeedFile, merged_config
+from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
+from megatron_pixel.parallel.engine import merged_config
+from megatron_pixel.parallel.layout import check_layout
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training import checkpoint, checkpoint_files
 from megatron_pixel.training.data_facts import data_facts
@@ -48,6 +51,7 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, mesh: Mesh) -> None:
+        check_layout(config, mesh.world_size)
         self._config, self._mesh = config, mesh
         self._folder = Path(config.run.dir)
         self._checkpoints = self._folder / "checkpoints"
@@ -67,6 +71,8 @@ class Run:
         self._open_record()
         self._show(start_block(config, mesh, self._layout, self._parameters, self._rows, len(self._kinds)))
         self._show(self._starting_point(found))
+        for note in self._reader.notes:
+            self._show(f"  note        {note}")
 
     def _open_data(self) -> None:
         config = self._config
@@ -83,14 +89,18 @@ class Run:
     def _build_model(self) -> None:
         config, mesh = self._config, self._mesh
         file = DeepSpeedFile(config.deepspeed_config)
-        file.check(config.training, config.optimizer, len(self._kinds))
         self._layout = Layout(mesh.data_size, mesh.tensor_size, mesh.pipe_size, file.zero_stage)
         self._objectives = pretraining_objectives(config.model, config.loss)
         merged = merged_config(
             file, config.training, config.optimizer, len(self._kinds), cuda=mesh.device.type == "cuda"
         )
         specs = stage_specs(
-            config.model, self._objectives, config.training.seed, mesh.tensor_size, touch_all=file.touches_all
+            config.model,
+            self._objectives,
+            config.training.seed,
+            tensor_parallel=mesh.tensor_size,
+            touch_all=file.touches_all,
+            recompute=parse_layers(config.parallel.activation_checkpointing, config.model.layers),
         )
         self._execution, self._parameters = build_training(
             specs, config.model.layers, merged, config.optimizer.weight_decay, mesh
@@ -132,7 +142,8 @@ class Run:
         signals = StopSignals()
         try:
             depth = _read_ahead(config, len(self._kinds))
-            with PrefetchLoader(self._reader, steps, mesh.data_rank, mesh.data_size, depth) as loader:
+            ranks, workers = (mesh.data_rank, mesh.data_size), config.data.workers
+            with PrefetchLoader(self._reader, steps, *ranks, depth, workers) as loader:
                 stopped_by = train(
                     trainer,
                     loader,

@@ -30,7 +30,20 @@ def synthetic(*overrides: str) -> RunConfig:
             "parallel.tensor: 3 does not divide model.kv_heads 8, model.heads 16, .* 1, 2, 4 or 8",
         ),
         (["--parallel.tensor=2", "--model.vocab_size=257"], "parallel.tensor: 2 does not divide model.vocab_size 257"),
-        (["--parallel.pipeline=25"], "parallel.pipeline: 25 stages are more than model.layers 24"),
+        (
+            ["--parallel.pipeline=25"],
+            "parallel.pipeline: 25 stages are more than model.layers 24, .*; nearest valid: 24",
+        ),
+        (
+            ["--parallel.activation_checkpointing=some"],
+            "activation_checkpointing: 'some': expected none, all, or layers such as 1-12,24",
+        ),
+        (
+            ["--parallel.activation_checkpointing=20-25"],
+            "activation_checkpointing: '20-25' names layers that are not there; valid: 1-24",
+        ),
+        (["--parallel.activation_checkpointing=0"], "'0' names layers that are not there; valid: 1-24"),
+        (["--parallel.activation_checkpointing=5-3"], "'5-3' names layers that are not there; valid: 1-24"),
         (["--pair.patches=900"], "pair.patches 900 . pair.tokens 512 = 1412 .* model.seq_length 1024; .* 512 . 512"),
         (["--data.mixture=4:4"], "data.mixture: '4:4': expected rows of a step as text:pixel:pair"),
         (["--data.mixture=0:0:0"], "data.mixture: '0:0:0': expected"),

@@ -2,7 +2,8 @@
 
 ``run_ranks`` calls a function of a test file in every rank and returns the results; ``run_program`` starts a program in
 every rank. Both end all ranks when one fails or the time is up; the error then shows what every rank printed and, where
-a rank was still running, the stack of each of its threads.
+a rank was still running, the stack of each of its threads. A long list of checks gives a :func:`sign_of_life` between
+them, from which the time counts anew: so a hang shows within a minute however long the list is.
 """
 
 import contextlib
@@ -28,6 +29,8 @@ GRACE = 3.0
 """Seconds that the other ranks get to end by themselves after one has failed, and to write their stacks."""
 IMPORTS = 180.0
 """Seconds for importing the libraries, which a busy machine stretches; they do not count towards the time limit."""
+SIGN = "RANKS_SIGN_OF_LIFE"
+"""Variable that names the file of a rank whose time of writing is its last sign of life."""
 FOREIGN = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_")
 
 
@@ -54,7 +57,7 @@ def run_ranks(
             every rank, and with a name it need not be imported by the test.
         world_size: number of processes.
         args: anything that pickles.
-        timeout: seconds for the calls, from when every rank has imported the file.
+        timeout: seconds without a sign of life of any rank, from when every rank has imported the file.
 
     Returns:
         What each rank returned, in the order of ranks; it must pickle.
@@ -73,7 +76,7 @@ def run_ranks(
             ready = [Path(folder, f"ready.{rank}") for rank in range(world_size)]
             ranks.wait(IMPORTS, lambda: all(path.exists() for path in ready))
             Path(folder, "go").touch()
-            ranks.wait(timeout, ranks.all_ended)
+            ranks.wait(timeout, ranks.all_ended, ready)
         return [pickle.loads(Path(folder, f"result.{rank}").read_bytes()) for rank in range(world_size)]
 
 
@@ -150,10 +153,15 @@ class _Ranks:
     def all_ended(self) -> bool:
         return all(process.poll() is not None for process in self.processes)
 
-    def wait(self, timeout: float, done: Callable[[], bool]) -> None:
-        """Until ``done``; an error as soon as a rank has failed, or when the time is up."""
-        end = time.monotonic() + timeout
+    def wait(self, timeout: float, done: Callable[[], bool], signs: Sequence[Path] = ()) -> None:
+        """Until ``done``; an error as soon as a rank has failed, or when the time is up.
+
+        The time begins anew whenever one of the files ``signs`` is written.
+        """
+        end, seen = time.monotonic() + timeout, _newest(signs)
         while True:
+            if (newest := _newest(signs)) != seen:
+                end, seen = time.monotonic() + timeout, newest
             failed = [rank for rank, process in enumerate(self.processes) if process.poll() not in (None, 0)]
             if failed:
                 self._until(self.all_ended, GRACE)
@@ -172,6 +180,7 @@ class _Ranks:
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGABRT)
+                process.send_signal(signal.SIGCONT)  # a stopped process writes nothing before it goes on
         self._until(self.all_ended, GRACE)
         self.__exit__()
         parts = [reason]
@@ -184,6 +193,16 @@ class _Ranks:
         end = time.monotonic() + seconds
         while not done() and time.monotonic() < end:
             time.sleep(0.02)
+
+
+def sign_of_life() -> None:
+    """Called in a rank: it makes progress, and the time of :func:`run_ranks` counts anew."""
+    if SIGN in os.environ:
+        Path(os.environ[SIGN]).touch()
+
+
+def _newest(files: Sequence[Path]) -> int:
+    return max((file.stat().st_mtime_ns for file in files), default=0)
 
 
 def _no_core_dump() -> None:
@@ -207,7 +226,8 @@ def _run_rank(folder: Path) -> None:
     sys.modules["rank_target"] = module
     spec.loader.exec_module(module)
     rank = os.environ["RANK"]
-    (folder / f"ready.{rank}").touch()
+    os.environ[SIGN] = str(folder / f"ready.{rank}")
+    sign_of_life()
     while not (folder / "go").exists():
         time.sleep(0.01)
     result = getattr(module, name)(*args)

@@ -9,14 +9,10 @@ from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.parallel.mesh import Mesh, mesh
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training.run import Run
+from tests.distributed.cases import RECIPES, SMALL, Line
+from tests.distributed.harness import sign_of_life
 
-RECIPE = "megatron_pixel/config/recipes/dualgpt-debug.yaml"
-SMALL = """
-    --model.layers=1 --model.hidden=32 --model.ffn=48 --model.vocab_size=64 --model.seq_length=16 --model.patch_size=4
-    --pair.patches=8 --pair.tokens=8 --evaluation.rows=3 --logging.pages=0 --checkpoint.every=0 --evaluation.every=0
-""".split()
-
-Line = dict[str, float | None]
+RECIPE = f"{RECIPES}/dualgpt-debug.yaml"
 
 
 def tiny(folder: Path | str, *words: str) -> RunConfig:
@@ -26,6 +22,7 @@ def tiny(folder: Path | str, *words: str) -> RunConfig:
 
 def train(config: RunConfig, here: Mesh) -> list[Line]:
     """Run to the end; the lines of metrics.jsonl, on rank 0 those that this call added."""
+    sign_of_life()
     before = len(lines(config.run.dir))
     with Run(config, here) as run:
         run.train()

@@ -12,7 +12,8 @@ from megatron_pixel.data.rows import Kind
 from megatron_pixel.model.batch import Batch, to_tensors
 from megatron_pixel.model.objectives import Objective, losses, pretraining_objectives
 from megatron_pixel.model.stages import build_stages
-from megatron_pixel.parallel.engine import DeepSpeedFile, build_engine, merged_config
+from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
+from megatron_pixel.parallel.engine import build_engine, merged_config
 from megatron_pixel.parallel.mesh import Mesh, mesh
 from tests.model.helpers import rows_of
 

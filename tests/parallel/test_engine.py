@@ -7,7 +7,8 @@ import torch
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import OptimizerConfig, TrainingConfig
-from megatron_pixel.parallel.engine import DeepSpeedFile, merged_config, parameter_groups
+from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
+from megatron_pixel.parallel.engine import merged_config, parameter_groups
 
 TRAINING = TrainingConfig(global_batch_rows=64, micro_batch_rows=4, precision="bf16")
 OPTIMIZER = OptimizerConfig(clip_grad=1.0)

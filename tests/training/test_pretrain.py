@@ -70,7 +70,7 @@ def test_print_config_shows_what_the_run_would_get() -> None:
     ("words", "message"),
     [
         (("--training.precision", "fp16"), "fp16"),
-        (("--parallel.pipeline", "2"), "pipeline parallelism is not supported yet"),
+        (("--parallel.pipeline", "2"), "does not divide the 1 process(es) of this run"),
         (("--optimizer.leraning_rate", "1"), "optimizer.leraning_rate"),
     ],
 )
