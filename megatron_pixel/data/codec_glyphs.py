@@ -12,24 +12,15 @@ from megatron_pixel.data import glyphs as kernels
 from megatron_pixel.data.codec_base import DamagedPageError, Encoded, PageCodec, room_for
 from megatron_pixel.data.codec_glyphs_file import GlyphTables, SpriteAtlas, read_glyph_file, write_glyph_file
 from megatron_pixel.data.files import FileEntry
-from megatron_pixel.data.glyph_pages import (
-    CRC_BYTES,
-    LEVEL,
-    MOST_BYTES,
-    MOST_PATCHES,
-    Drawn,
-    Header,
-    Reader,
-    Scratch,
-    Writer,
-    leb128,
-)
+from megatron_pixel.data.glyph_drawing import MOST_BYTES, MOST_PATCHES
+from megatron_pixel.data.glyph_pages import LEVEL, MOST_SEGMENTS, Drawn, Header, Reader, Scratch, Writer, leb128
 from megatron_pixel.rendering.expand import gray_to_gray, gray_to_rgb, rgb_to_rgb
 from megatron_pixel.rendering.page import Page, luma
 
 if TYPE_CHECKING:
     from megatron_pixel.rendering.renderer import Renderer
 
+_CRC_BYTES = 4
 _DICTIONARY_BYTES = 112 << 10
 _LEAST_DICTIONARY = 1 << 10
 
@@ -53,7 +44,7 @@ class GlyphCodec(PageCodec):
         self._tables = tables
         self._atlas = atlas
         self._advances = advances
-        self._reader = Reader.of(tables, atlas) if atlas is not None else None
+        self._reader = Reader(tables, atlas) if atlas is not None else None
         self._writer = Writer(tables, advances) if advances is not None else None
         self._scratch = Scratch(tables.dictionary)
 
@@ -102,7 +93,7 @@ class GlyphCodec(PageCodec):
     def encode(self, page: Page) -> bytes:
         header, body = self._body(page)
         rest = header + self._scratch.compressor.compress(body)
-        return zlib.crc32(rest, self._tables.crc).to_bytes(CRC_BYTES, "little") + rest
+        return zlib.crc32(rest, self._tables.crc).to_bytes(_CRC_BYTES, "little") + rest
 
     def _body(self, page: Page) -> tuple[bytes, bytes]:
         """The header after the checksum, and what zstd compresses."""
@@ -112,6 +103,8 @@ class GlyphCodec(PageCodec):
         if page.num_patches > MOST_PATCHES:
             raise UserError(f"a page of {page.num_patches:,} patches; datasets hold up to {MOST_PATCHES:,} a page")
         segments = len(counts)
+        if segments > MOST_SEGMENTS:
+            raise ValueError(f"a page of {segments} segments")
         firsts = (starts // self.patch_size).tolist()
         header = leb128([segments, *firsts[1:], page.num_patches, *counts.tolist()[:-1]])
         return header, self._writer.write(marks, starts, counts)
@@ -120,38 +113,40 @@ class GlyphCodec(PageCodec):
         return self._writer.take_used() if self._writer is not None else super().take_used()
 
     def num_patches(self, data: Encoded) -> int:
-        return self._header(data).stops[-1] // self.patch_size + 1
+        return int(self._header(data).stops[-1]) // self.patch_size + 1
 
     def _header(self, data: Encoded) -> Header:
         """Header of a page whose checksum is right."""
-        view = memoryview(data)
-        if zlib.crc32(view[CRC_BYTES:], self._tables.crc) != int.from_bytes(view[:CRC_BYTES], "little"):
-            raise DamagedPageError("wrong checksum, or a page of another dataset than the tables")
-        return Header.read(view, self.patch_size)
-
-    def _draw(self, data: Encoded) -> Drawn:
         if self._reader is None:
             raise ValueError("a glyph codec decodes when it was opened from a dataset")
+        view = memoryview(data)
+        if zlib.crc32(view[_CRC_BYTES:], self._tables.crc) != int.from_bytes(view[:_CRC_BYTES], "little"):
+            raise DamagedPageError("wrong checksum, or a page of another dataset than the tables")
+        return self._reader.header(view[_CRC_BYTES:], self._scratch)
+
+    def _draw(self, data: Encoded) -> Drawn:
         header = self._header(data)
-        frame = memoryview(data)[header.end :]
+        assert self._reader is not None
+        frame = memoryview(data)[_CRC_BYTES + header.end :]
         try:
             if not 0 <= zstandard.frame_content_size(frame) <= MOST_BYTES:
                 raise DamagedPageError("it claims to be too long")
             body = self._scratch.decompressor.decompress(frame)
         except zstandard.ZstdError as error:
             raise DamagedPageError(str(error)) from error
-        return self._reader.draw(np.frombuffer(body, np.uint8), header, self._scratch)
+        return self._reader.draw(header, body, self._scratch)
 
     def decode(self, data: Encoded) -> Page:
         drawn = self._draw(data)
+        assert self._reader is not None
         size = self.patch_size
         columns = drawn.columns.copy().reshape((-1, size, 3) if drawn.has_color else (-1, size))
-        return Page(columns, len(columns) // size, 0, 0, size, drawn.marks(size))
+        return Page(columns, len(columns) // size, 0, 0, size, self._reader.marks(drawn))
 
     def decode_patches(self, data: Encoded, num_channels: int, out: np.ndarray | None = None) -> np.ndarray:
         drawn = self._draw(data)
         size = self.patch_size
-        out = room_for(drawn.patches, size, num_channels, out)
+        out = room_for(int(drawn.header.stops[-1]) // size + 1, size, num_channels, out)
         flat = out.reshape(-1)
         if not drawn.has_color:
             (gray_to_gray if num_channels == 1 else gray_to_rgb)(drawn.columns, size, flat)

@@ -1,24 +1,21 @@
-"""Pages of the glyph codec: their header, writing their symbols, and drawing them again. See docs/formats.md."""
+"""Pages of the glyph codec, written and drawn: what holds the arrays that the compiled loops work on."""
 
-import itertools
 import threading
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import zstandard
 
+from megatron_pixel.data import glyph_drawing as drawing
 from megatron_pixel.data import glyphs as kernels
 from megatron_pixel.data.codec_base import DamagedPageError
 from megatron_pixel.data.codec_glyphs_file import GlyphTables, SpriteAtlas
-from megatron_pixel.rendering.blit import draw_sprites, split_keys, sprite_keys
+from megatron_pixel.rendering.blit import split_keys, sprite_keys
 from megatron_pixel.rendering.page import Marks
 
-LEVEL = 12
-"""Of zstd. More compression is free as long as encoding takes less time than rendering."""
-CRC_BYTES = 4
-MOST_PATCHES = 1 << 18
-MOST_BYTES = 1 << 26
-"""Bounds of what a made-up page can ask for: a strip of 64 MB, and as many bytes of symbols."""
+LEVEL = 6
+"""Of zstd. Level 12 saves another 8% of an English page, and takes three times as long: as long as rendering it."""
+MOST_SEGMENTS = 255
 
 
 def leb128(values: list[int]) -> bytes:
@@ -33,45 +30,6 @@ def leb128(values: list[int]) -> bytes:
     return bytes(result)
 
 
-class Header(NamedTuple):
-    """Where the segments of a page begin and end, and where its frame begins."""
-
-    starts: list[int]
-    """Columns."""
-    stops: list[int]
-    """Columns: of the black patches."""
-    counts: list[int]
-    """Marks of each segment; of the last one the frame tells."""
-    end: int
-
-    @classmethod
-    def read(cls, data: memoryview, size: int) -> Self:
-        """Raises :class:`DamagedPageError`."""
-        at = CRC_BYTES
-
-        def number(most: int) -> int:
-            nonlocal at
-            value = shift = 0
-            while at < len(data) and shift <= 28:
-                byte = data[at]
-                at += 1
-                value |= (byte & 127) << shift
-                shift += 7
-                if byte < 128:
-                    if value > most:
-                        break
-                    return value
-            raise DamagedPageError("its header is not valid")
-
-        segments = number(MOST_PATCHES)
-        # The patch after each black one. Where there was no room for a segment, its black patch is the one before.
-        firsts = [0, *(number(MOST_PATCHES) for _ in range(segments))]
-        if segments == 0 or firsts[1] == 0 or any(after < before for before, after in itertools.pairwise(firsts)):
-            raise DamagedPageError("its header is not valid")
-        counts = [*(number(MOST_BYTES) for _ in range(segments - 1)), 0]
-        return cls([first * size for first in firsts[:-1]], [(first - 1) * size for first in firsts[1:]], counts, at)
-
-
 class Scratch(threading.local):
     """What one thread needs to encode and decode; zstd contexts serve one thread at a time."""
 
@@ -80,6 +38,8 @@ class Scratch(threading.local):
         self._compressor: zstandard.ZstdCompressor | None = None
         shared = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
         self.decompressor = zstandard.ZstdDecompressor(dict_data=shared)
+        self.segments = np.zeros((3, MOST_SEGMENTS), np.int64)
+        """Starts, stops and counts of the segments of the page at hand."""
         self._buffers: dict[str, np.ndarray] = {}
 
     @property
@@ -89,9 +49,7 @@ class Scratch(threading.local):
             shared = zstandard.ZstdCompressionDict(self._dictionary) if self._dictionary else None
             if shared is not None:
                 shared.precompute_compress(LEVEL)
-            self._compressor = zstandard.ZstdCompressor(
-                level=LEVEL, dict_data=shared, write_checksum=False, write_dict_id=False
-            )
+            self._compressor = zstandard.ZstdCompressor(level=LEVEL, dict_data=shared, write_dict_id=False)
         return self._compressor
 
     def room(self, name: str, length: int, dtype: type[np.generic] = np.uint8) -> np.ndarray:
@@ -119,27 +77,19 @@ class Writer:
         self._others: set[tuple[int, int]] = set()
 
     def write(self, marks: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> bytes:
+        """The symbols of a page; arguments as in :func:`~megatron_pixel.data.glyphs.write_symbols`."""
         length = marks.shape[1]
         out = np.empty(length * kernels.LONGEST_SYMBOL, np.uint8)
         others = np.empty((length, 2), np.int32)
+        tables = self._advances, self._plain, self._keys, self._slots
         with self._lock:
-            size, unknown = kernels.write_symbols(
-                marks,
-                starts,
-                counts,
-                self._advances,
-                self._plain,
-                self._keys,
-                self._slots,
-                self._used_symbols,
-                self._used_glyphs,
-                others,
-                out,
-            )
+            used = self._used_symbols, self._used_glyphs, others
+            size, unknown = kernels.write_symbols(marks, starts, counts, *tables, *used, out)
             self._others.update(map(tuple, others[:unknown].tolist()))
         return out[:size].tobytes()
 
     def take_used(self) -> np.ndarray:
+        """Keys of the sprites that were met since the last call: int64, sorted."""
         with self._lock:
             glyphs = np.flatnonzero(self._used_glyphs)
             others = np.array(sorted(self._others), np.int64).reshape(-1, 2)
@@ -154,110 +104,101 @@ class Writer:
         return np.unique(np.concatenate(keys))
 
 
+class Header(NamedTuple):
+    """The header of a page; its arrays are scratch of the thread."""
+
+    starts: np.ndarray
+    """int64 [s]: first column of each segment."""
+    stops: np.ndarray
+    """int64 [s]: first column of its black patch."""
+    counts: np.ndarray
+    """int64 [s]: its marks; of the last one the frame tells."""
+    end: int
+    """Where the frame begins."""
+
+
 class Drawn(NamedTuple):
-    """A decoded page; its arrays are scratch of the thread."""
+    """A page drawn; its arrays are scratch of the thread."""
 
     columns: np.ndarray
     """uint8 [n*P*P] or, with color, [n*P*P*3]: column after column."""
-    patches: int
     has_color: bool
+    header: Header
     sprites: np.ndarray
     """int32 [k]"""
     x: np.ndarray
-    """int32 [k]"""
-    header: Header
-    keys: np.ndarray
-    """int64 [A]: of all sprites."""
-
-    def marks(self, size: int) -> Marks:
-        """What the page shows; a patch has ``size`` columns."""
-        glyphs, up = split_keys(self.keys[self.sprites])
-        black = tuple(stop // size for stop in self.header.stops)
-        return Marks(np.stack([glyphs, up, self.x]), black, tuple(self.header.counts))
+    """int32 [k]: columns of their pens."""
 
 
-class Reader(NamedTuple):
+class Reader:
     """Symbols to pages."""
 
-    tables: GlyphTables
-    atlas: SpriteAtlas
-    symbols: np.ndarray
-    """int32 [3, S]: glyph, height, move."""
-    symbol_sprites: np.ndarray
-    """int32 [S], -1 for symbols that no page uses."""
-    reach: np.ndarray
-    """int32 [2, A]: columns from the pen where color begins and ends."""
-
-    @classmethod
-    def of(cls, tables: GlyphTables, atlas: SpriteAtlas) -> Self:
+    def __init__(self, tables: GlyphTables, atlas: SpriteAtlas) -> None:
+        self._size = tables.patch_size
+        self._threshold = tables.threshold if tables.mode == "binary" else -1
+        self._keys = atlas.keys
         glyphs, up, move = kernels.split_symbol_keys(tables.symbols)
-        wanted = sprite_keys(glyphs, up)
-        place = np.searchsorted(atlas.keys, wanted)
-        there = place < len(atlas.keys)
-        there[there] = atlas.keys[place[there]] == wanted[there]
+        sprites = np.searchsorted(atlas.keys, sprite_keys(glyphs, up)).astype(np.int32)
+        there = np.append(atlas.keys, kernels.NO_KEY)[sprites] == sprite_keys(glyphs, up)
         colored = np.where(atlas.color_first >= 0, atlas.width, 0)
-        return cls(
-            tables,
-            atlas,
+        self._symbols = (
             np.stack([glyphs, up, move]),
-            np.where(there, place, -1).astype(np.int32),
-            np.stack([atlas.bearing, atlas.bearing + colored]),
-        )
-
-    def draw(self, body: np.ndarray, header: Header, scratch: Scratch) -> Drawn:
-        """Raises :class:`DamagedPageError`."""
-        atlas, size = self.atlas, self.tables.patch_size
-        starts, stops = np.array(header.starts), np.array(header.stops)
-        counts = np.array(header.counts)
-        sprites, x = scratch.room("sprites", len(body), np.int32), scratch.room("x", len(body), np.int32)
-        outcome, missed, has_color = kernels.read_symbols(
-            body,
-            starts,
-            stops,
-            counts,
-            self.symbols,
-            self.symbol_sprites,
+            np.where(there, sprites, -1).astype(np.int32),
             atlas.keys,
             atlas.advances,
-            self.reach,
-            sprites,
-            x,
+            np.stack([atlas.bearing, atlas.bearing + colored]),
         )
-        if outcome == kernels.NO_SPRITE:
-            raise DamagedPageError(f"glyph {missed >> 16} at height {(missed & 0xFFFF) - 0x8000} is not in the atlas")
-        if outcome != kernels.FINE:
-            raise DamagedPageError("its symbols are not valid")
-        total = int(counts.sum())
-        sprites, x = sprites[:total], x[:total]
-        patches = header.stops[-1] // size + 1
-        columns = scratch.room("gray", patches * size * size)
-        columns.fill(255)
-        self._draw(columns, size, header, counts, sprites, x, atlas.first, atlas.ink)
-        if has_color:
-            gray, columns = columns, scratch.room("color", 3 * len(columns))
-            columns.reshape(-1, 3)[:] = gray[:, None]
-            self._draw(columns, 3 * size, header, counts, sprites, x, atlas.color_first, atlas.color_ink)
-        if self.tables.mode == "binary":
-            kernels.to_black_and_white(columns, self.tables.threshold)
-        for stop in header.stops:
-            columns.reshape(patches * size, -1)[stop : stop + size] = 0
-        return Drawn(columns, patches, has_color, sprites, x, header._replace(counts=counts.tolist()), atlas.keys)
+        self._gray = _in_strides(atlas, atlas.first, atlas.ink, self._size)
+        self._color = _in_strides(atlas, atlas.color_first, atlas.color_ink, 3 * self._size)
 
-    def _draw(
-        self,
-        columns: np.ndarray,
-        line: int,
-        header: Header,
-        counts: np.ndarray,
-        sprites: np.ndarray,
-        x: np.ndarray,
-        first: np.ndarray,
-        ink: np.ndarray,
-    ) -> None:
-        """Draw the sprites that have a cell in ``ink``, whose columns are ``line`` bytes."""
-        done = 0
-        for start, stop, count in zip(header.starts, header.stops, counts.tolist(), strict=True):
-            part = slice(done, done + count)
-            atlas = self.atlas
-            draw_sprites(columns, line, start, stop, sprites[part], x[part], first, atlas.width, atlas.bearing, ink)
-            done += count
+    def header(self, data: memoryview, scratch: Scratch) -> Header:
+        """Header of a page (the bytes after its checksum). Raises :class:`DamagedPageError`."""
+        starts, stops, counts = scratch.segments
+        segments, end = drawing.read_header(np.frombuffer(data, np.uint8), self._size, starts, stops, counts)
+        if not segments:
+            raise DamagedPageError("its header is not valid")
+        return Header(starts[:segments], stops[:segments], counts[:segments], end)
+
+    def draw(self, header: Header, body: bytes, scratch: Scratch) -> Drawn:
+        """Draw the symbols of a page. Raises :class:`DamagedPageError`."""
+        segments = header.starts, header.stops, header.counts
+        sprites, x = scratch.room("sprites", len(body), np.int32), scratch.room("x", len(body), np.int32)
+        symbols = np.frombuffer(body, np.uint8)
+        outcome, missed, has_color = drawing.read_symbols(symbols, *segments, *self._symbols, sprites, x)
+        if outcome == drawing.NO_SPRITE:
+            glyph, up = missed >> 16, (missed & 0xFFFF) - kernels.HALF
+            raise DamagedPageError(f"glyph {glyph} at height {up} is not in the atlas")
+        if outcome != drawing.FINE:
+            raise DamagedPageError("its symbols are not valid")
+        size = self._size
+        length = int(header.stops[-1]) + size
+        columns = scratch.room("gray", length * size)
+        columns.fill(255)
+        drawing.draw_cells(columns, size, *segments, sprites, x, *self._gray)
+        channels = 1
+        if has_color:
+            channels = 3
+            gray, columns = columns, scratch.room("color", 3 * length * size)
+            columns.reshape(-1, 3)[:] = gray[:, None]
+            drawing.draw_cells(columns, 3 * size, *segments, sprites, x, *self._color)
+        drawing.finish(columns, size * size * channels, header.stops // size + 1, self._threshold)
+        return Drawn(columns, has_color, header, sprites, x)
+
+    def marks(self, drawn: Drawn) -> Marks:
+        """What a page shows."""
+        total = int(drawn.header.counts.sum())
+        glyphs, up = split_keys(self._keys[drawn.sprites[:total]])
+        black = tuple((drawn.header.stops // self._size).tolist())
+        return Marks(np.stack([glyphs, up, drawn.x[:total]]), black, tuple(drawn.header.counts.tolist()))
+
+
+def _in_strides(atlas: SpriteAtlas, first: np.ndarray, ink: np.ndarray, line: int) -> tuple[np.ndarray, ...]:
+    """Cells of ``line`` bytes a column, filled up with zeros: the last five arguments of ``draw_cells``."""
+    sizes = np.where(first >= 0, atlas.width, 0).astype(np.int64) * line
+    strides = -(-sizes // drawing.STRIDE)
+    places = (np.cumsum(strides) - strides) * drawing.STRIDE
+    padded = np.zeros(int(strides.sum()) * drawing.STRIDE, np.uint8)
+    # Where each byte of all cells, which follow each other in `ink`, goes to.
+    offset = np.repeat(places - (np.cumsum(sizes) - sizes), sizes)
+    padded[np.arange(len(offset)) + offset] = ink
+    return places, strides, atlas.width, atlas.bearing, padded
