@@ -198,12 +198,17 @@ def write_tensors(source: Source, folder: Path, progress: Callable[[int], None])
     """
     for name in source.shapes:
         for what in TENSORS:
-            tensor = source.read(name, what)
-            path = folder / tensor_file(name, what)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"param": tensor}, path)
-            progress(tensor.nbytes)
+            progress(_write_tensor(source, name, what, folder))
             yield tensor_file(name, what)
+
+
+def _write_tensor(source: Source, name: str, what: str, folder: Path) -> int:
+    """Bytes of the tensor, which is let go before the next one is read."""
+    tensor = source.read(name, what)
+    path = folder / tensor_file(name, what)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"param": tensor}, path)
+    return tensor.nbytes
 
 
 def load_weights(module: torch.nn.Module, source: Source) -> None:

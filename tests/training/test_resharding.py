@@ -219,6 +219,7 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
+import torch
 from megatron_pixel.training.resharding import reshard
 
 def private():
@@ -226,7 +227,14 @@ def private():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 seen = [private()]
-reshard(Path(sys.argv[1]), Path(sys.argv[2]), lambda *_: seen.append(private()))
+original = torch.save
+
+def save(*arguments):
+    original(*arguments)
+    seen.append(private())
+
+torch.save = save
+reshard(Path(sys.argv[1]), Path(sys.argv[2]))
 print(max(seen) - seen[0])
 """
 """A process of its own: this one has memory to spare from what it did before. Pages of mapped files do not count."""
@@ -237,10 +245,12 @@ def test_memory_is_that_of_a_tensor(tmp_path: Path) -> None:
     full = full_tensors(scale=100_000)
     checkpoint = write_checkpoint(tmp_path / "checkpoints", full, 2, 2, "stage12")
     command = [sys.executable, "-c", MEASURE, checkpoint, tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    # Blocks that are freed go back to the system at once instead of staying with the process.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     taken, largest = int(done.stdout), max(tensor.nbytes for tensor in full["fp32"].values())
     total = 3 * sum(tensor.nbytes for tensor in full["fp32"].values())
     print(f"{taken / 1e6:.1f} MB for tensors of at most {largest / 1e6:.1f} MB, {total / 1e6:.1f} MB in all")
-    # The tensor, a share of it, the piece of a file that is being copied.
-    assert largest / 2 < taken < 3.5 * largest < total / 2
+    # The tensor and a share of it.
+    assert largest / 2 < taken < 2.5 * largest < total / 2
