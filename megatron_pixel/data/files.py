@@ -30,6 +30,11 @@ class CannotWriteError(UserError):
         self.way_out = way_out or "nothing unfinished is left behind. Make room or choose another output prefix."
         super().__init__(f"{problem}; {self.way_out}")
 
+    @classmethod
+    def of(cls, error: OSError, path: str) -> "CannotWriteError":
+        """What the system refused in a folder or file ``path``, if it names none itself."""
+        return cls(f"cannot write {error.filename or path}: {error.strerror or type(error).__name__}")
+
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.problem, self.way_out)
 

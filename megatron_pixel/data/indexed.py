@@ -9,6 +9,7 @@ import struct
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
@@ -55,7 +56,10 @@ class _Spool:
     def __init__(self, path: str, typecode: str) -> None:
         self._path = path
         self._buffer = array(typecode)
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=os.path.dirname(path) or ".")  # noqa: SIM115 - see close
+        try:
+            self._file: IO[bytes] = tempfile.TemporaryFile(dir=os.path.dirname(path) or ".")  # noqa: SIM115 - see close
+        except OSError as error:
+            cannot_write(path, 0, error)
         self.count = 0
 
     def append(self, value: int) -> None:
@@ -81,7 +85,8 @@ class _Spool:
             yield np.frombuffer(data, dtype=dtype)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # closing flushes, and the disk may be full
+            self._file.close()
 
 
 class IndexedWriter:

@@ -1,12 +1,14 @@
 """One process at work: it takes parts (or inputs that are to be cut), converts them and writes each whole."""
 
+import os
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.documents import Document, PartReader
-from megatron_pixel.data.files import write_file
+from megatron_pixel.data.files import CannotWriteError, write_file
 from megatron_pixel.data.preprocess_claims import Claims, Tally
 from megatron_pixel.data.preprocess_documents import Converter, Recipe
 from megatron_pixel.data.preprocess_plan import Plan
@@ -61,8 +63,10 @@ class Worker:
             for number in self._claims.take(PART, job.tasks):
                 parts = parts or read_parts(self._work)
                 self._convert(number, parts[number])
-        except BaseException:
+        except BaseException as error:
             self._claims.stop()
+            if isinstance(error, OSError):
+                raise CannotWriteError.of(error, self._work.path) from error
             raise
 
     def _convert(self, number: int, part: Part) -> None:
@@ -83,6 +87,9 @@ class Worker:
         if converter.codec is not None:
             record.used = converter.codec.take_used().tolist()
         self._work.write(f"{PART}-{number:06d}.json", record.as_json())
+        if os.path.dirname(part.path) == self._work.path:
+            with suppress(FileNotFoundError):
+                os.unlink(part.path)  # what was spooled is needed no more
         self._done = self._done.plus(record.tally)
         self._note(Tally(), now=True)
 

@@ -9,7 +9,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import zstandard
 
@@ -45,29 +45,27 @@ def spool(plan: Plan, number: int, options: ReaderOptions, work: WorkFolder, not
     Raises:
         UserError: damaged data, unless these are to be skipped; CannotWriteError.
     """
-    spooler = _Spooler(plan.files[number], plan.part_bytes, options, work, note)
-    spooled = spooler.run()
+    with _PartFiles(work, number) as files:
+        spooled = _Spooler(plan.files[number], plan.part_bytes, options, files, note).run()
     work.write(f"spool-{number:06d}.json", asdict(spooled))
 
 
 def spool_documents(reader: DocumentReader, plan: Plan, work: WorkFolder, note: Note) -> None:
     """Read as many documents as the reader's options ask for into parts of JSON lines."""
     digest = hashlib.sha256()
-    parts: list[Part] = []
-    output: _PartFile | None = None
     before = 0
-    for line in _lines_of(reader, digest):
-        if output is None:
-            name = work.file(f"spool-{0:06d}-{len(parts):06d}.zst")
-            output = _PartFile(Part(name, reader.paths[0], "jsonl", "zstd", start=len(parts)))
-        output.write(line)
-        note(Tally(reader.bytes_done))
-        if output.size >= plan.part_bytes:
-            parts.append(output.finish(reader.bytes_done - before))
-            output, before = None, reader.bytes_done
-    if output is not None:
-        parts.append(output.finish(reader.bytes_done - before))
-    spooled = Spooled([asdict(part) for part in parts], dict(reader.skipped), digest.hexdigest())
+    with _PartFiles(work, 0) as files:
+        for line in _lines_of(reader, digest):
+            if not files.is_open:
+                files.open(Part("", reader.paths[0], "jsonl", start=len(files.parts)))
+            files.write(line)
+            note(Tally(reader.bytes_done))
+            if files.size >= plan.part_bytes:
+                files.close(reader.bytes_done - before)
+                before = reader.bytes_done
+        if files.is_open:
+            files.close(reader.bytes_done - before)
+    spooled = Spooled([asdict(part) for part in files.parts], dict(reader.skipped), digest.hexdigest())
     work.write(f"spool-{0:06d}.json", asdict(spooled))
 
 
@@ -93,35 +91,60 @@ def check_standard_input(reader: DocumentReader, work: WorkFolder, expected: str
         )
 
 
-class _PartFile:
-    """A part on its way to disk."""
+class _PartFiles:
+    """Writes the parts of an input one after the other."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, work: WorkFolder, number: int) -> None:
+        self.parts: list[Part] = []
         self.size = 0
-        """Bytes of text."""
-        self._part = part
-        self._output = OutputFile(part.path)
+        """Bytes of text in the part at hand."""
+        self._name = work.file(f"spool-{number:06d}")
+        self._part: Part | None = None
+        self._output: OutputFile | None = None
+        self._compressor: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._output is not None
+
+    def open(self, part: Part) -> None:
+        """Begin a part; its path is filled in."""
+        self._part = replace(part, path=f"{self._name}-{len(self.parts):06d}.zst", compression="zstd")
+        self._output = OutputFile(self._part.path)
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
+        self.size = 0
 
     def write(self, data: bytes) -> None:
+        assert self._output is not None
         self.size += len(data)
         if packed := self._compressor.compress(data):
             self._output.write(packed)
 
-    def finish(self, input_bytes: int) -> Part:
+    def close(self, input_bytes: int) -> None:
+        """End the part, which took so many bytes of the input."""
+        assert self._output is not None
+        assert self._part is not None
         self._output.write(self._compressor.flush())
         self._output.commit()
-        return replace(self._part, size=input_bytes)
+        self.parts.append(replace(self._part, size=input_bytes))
+        self._output = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._output is not None:
+            self._output.abort()
 
 
 class _Spooler:
     """Cuts one input."""
 
-    def __init__(self, file: Part, part_bytes: int, options: ReaderOptions, work: WorkFolder, note: Note) -> None:
+    def __init__(self, file: Part, part_bytes: int, options: ReaderOptions, files: _PartFiles, note: Note) -> None:
         self._file = file
         self._part_bytes = part_bytes
         self._options = options
-        self._work = work
+        self._files = files
         self._note = note
         self._digest = hashlib.sha256()
         self._raw = self._raw_before = 0
@@ -129,8 +152,6 @@ class _Spooler:
         self._line = 1
         self._blank = True
         """Whether the line at hand holds nothing so far."""
-        self._parts: list[Part] = []
-        self._output: _PartFile | None = None
 
     def run(self) -> Spooled:
         error: BadRecordError | None = None
@@ -141,15 +162,16 @@ class _Spooler:
             if self._options.on_bad_record == "fail":
                 refuse(bad, self._options, {})
             error = bad
-        if error is not None and self._output is None:
+        parts = self._files.parts
+        if error is not None and not self._files.is_open:
             self._open()
-        if self._output is not None:
+        if self._files.is_open:
             self._close()
         if error is not None:
             # Who reads the last part meets the error where this process met it, and counts it.
-            self._parts[-1] = replace(self._parts[-1], error=(error.reason, error.detail))
+            parts[-1] = replace(parts[-1], error=(error.reason, error.detail))
         digest = self._digest.hexdigest() if self._file.path == STDIN else ""
-        return Spooled([asdict(part) for part in self._parts], {}, digest)
+        return Spooled([asdict(part) for part in parts], {}, digest)
 
     def _chunks(self) -> Iterator[bytes]:
         file = self._file
@@ -174,10 +196,9 @@ class _Spooler:
         """Write a chunk, with a cut at every first good place once a part is long enough."""
         begin = 0
         while begin < len(chunk):
-            if self._output is None:
+            if not self._files.is_open:
                 self._open()
-            assert self._output is not None
-            end = self._cut(chunk, begin, begin + max(self._part_bytes - self._output.size, 0))
+            end = self._cut(chunk, begin, begin + max(self._part_bytes - self._files.size, 0))
             self._write(chunk[begin:end] if end else chunk[begin:])
             if not end:
                 return
@@ -195,21 +216,15 @@ class _Spooler:
         return 0
 
     def _write(self, data: bytes) -> None:
-        assert self._output is not None
-        self._output.write(data)
+        self._files.write(data)
         self._place += len(data)
         self._line += data.count(b"\n")
         start = data.rfind(b"\n") + 1
         self._blank = not data[start:].strip() and (start > 0 or self._blank)
 
     def _open(self) -> None:
-        name = self._work.file(f"spool-{self._file.source:06d}-{len(self._parts):06d}.zst")
-        self._output = _PartFile(
-            replace(self._file, path=name, compression="zstd", start=self._place, first=self._line)
-        )
+        self._files.open(replace(self._file, start=self._place, first=self._line))
 
     def _close(self) -> None:
-        assert self._output is not None
-        self._parts.append(self._output.finish(self._raw - self._raw_before))
-        self._output = None
+        self._files.close(self._raw - self._raw_before)
         self._raw_before = self._raw

@@ -290,6 +290,8 @@ class _Run:
         if not beginning.owned:
             return error
         kept = self.tidy(beginning)
+        if isinstance(error, OSError):
+            error = CannotWriteError.of(error, self.work.path)
         if isinstance(error, CannotWriteError):
             if kept:
                 return CannotWriteError(error.problem, f"{kept}. Make room, and the same command continues.")
@@ -307,7 +309,9 @@ class _Run:
         if self._worthless or not (parts or work.numbers(SPOOL) or work.has(COMMIT)):
             work.clear()
             return ""
-        return f"{parts} of {len(self._parts)} parts are kept in {work.path}" if self._parts else f"see {work.path}"
+        if not self._parts:
+            return f"what was decompressed is kept in {work.path}"
+        return f"{parts} of {len(self._parts)} parts are kept in {work.path}"
 
 
 class _Shared:
