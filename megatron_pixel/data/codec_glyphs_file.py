@@ -13,7 +13,7 @@ import zstandard
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.codec_base import read_codec_file
 from megatron_pixel.data.files import FileEntry, write_file
-from megatron_pixel.data.glyphs import split_symbol_keys
+from megatron_pixel.data.glyphs import MOST_GLYPHS, MOST_SYMBOLS, split_symbol_keys
 from megatron_pixel.rendering.blit import split_keys
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _TABLES = struct.Struct("<IIIIII")  # patch size, mode, threshold, symbols, dict
 _ATLAS = struct.Struct("<II")  # sprites, bytes of ink
 _SYMBOL = np.dtype([("glyph", "<i4"), ("up", "<i2"), ("move", "<i2")])
 _SPRITE_FIELDS = 5  # glyph, up, advance, width, bearing
+_FARTHEST = 1 << 20  # columns: no letter is so wide
 _LEVEL = 19  # once for a dataset
 
 
@@ -67,6 +68,8 @@ class GlyphTables:
         if len(content) != at + dictionary_bytes + rendering_bytes or mode >= len(MODES) or not 1 <= size <= 4096:
             raise ValueError("sizes")
         symbols = np.frombuffer(content, _SYMBOL, count, _TABLES.size)
+        if count > MOST_SYMBOLS or ((symbols["glyph"] < 0) | (symbols["glyph"] >= MOST_GLYPHS)).any():
+            raise ValueError("symbols")
         keys = (symbols["glyph"].astype(np.int64) << 32) + ((symbols["up"].astype(np.int64) + 0x8000) << 16)
         keys += symbols["move"].astype(np.int64) + 0x8000
         dictionary = content[at : at + dictionary_bytes]
@@ -135,7 +138,9 @@ class SpriteAtlas:
         color = np.frombuffer(content, np.uint8, count, at) != 0
         line = np.where(color, 3 * size, size)
         keys = (glyphs << 16) + up + 0x8000
-        if (np.diff(keys) <= 0).any() or (width < 0).any() or int((width * line).sum()) != ink_bytes:
+        sound = (glyphs >= 0) & (glyphs < MOST_GLYPHS) & (abs(up) < 0x8000) & (width >= 0) & (width < _FARTHEST)
+        sound &= (abs(advances) < _FARTHEST) & (abs(bearing) < _FARTHEST)
+        if not sound.all() or (np.diff(keys) <= 0).any() or int((width * line).sum()) != ink_bytes:
             raise ValueError("sprites")
         ink = np.frombuffer(content, np.uint8, ink_bytes, at + count)
         in_color = np.repeat(color, width * line)

@@ -73,9 +73,9 @@ def read_symbols(
     counts: np.ndarray,
     symbols: np.ndarray,
     symbol_sprites: np.ndarray,
+    plain: np.ndarray,
     sprite_keys: np.ndarray,
-    advances: np.ndarray,
-    reach: np.ndarray,
+    steps: np.ndarray,
     sprites: np.ndarray,
     x: np.ndarray,
 ) -> tuple[int, int, bool]:
@@ -83,8 +83,9 @@ def read_symbols(
 
     ``starts``, ``stops``: columns of the segments; ``counts``: marks of each, to which what the last one holds is
     written. ``symbols`` int32 [3, S]: glyph, height, move; ``symbol_sprites`` int32 [S]: which sprite, negative for one
-    that is not there. Of the sprites, ``sprite_keys`` int64 [A] rises; ``advances`` int32 [A]; ``reach`` int32 [2, A]:
-    columns from the pen where its color begins and ends, equal if it has none.
+    that is not there; ``plain`` int32: the same of glyphs at height 0, as far as there are any. Of the sprites,
+    ``sprite_keys`` int64 [A] rises; ``steps`` int32 [A, 3]: advance, and columns from the pen where color begins and
+    ends, which are equal if it has none.
 
     Returns the outcome, the key of the sprite that was missed, and whether any color shows. Nothing is read or written
     outside the arrays whatever the data.
@@ -130,7 +131,10 @@ def read_symbols(
                     return MALFORMED, 0, False
                 number = ((byte - TWO_BYTES) << 16) + (np.int64(data[at + 1]) << 8) + data[at + 2]
                 at += 3
-                sprite = _find(number, up, sprite_keys)
+                if up == 0:
+                    sprite = plain[number] if number < len(plain) else np.int32(-1)
+                else:
+                    sprite = _find(number, up, sprite_keys)
             if sprite < 0:
                 if byte < TWO_BYTES:
                     number = np.int64(symbols[0, number])
@@ -138,10 +142,11 @@ def read_symbols(
             column = pen + move
             if not -_FARTHEST < column < _FARTHEST:
                 return MALFORMED, 0, False
-            if advances[sprite] != 0:
-                pen = column + advances[sprite]
-            begin, end = column + reach[0, sprite], column + reach[1, sprite]
-            has_color |= begin < end and begin < stops[segment] and end > starts[segment]
+            if steps[sprite, 0] != 0:
+                pen = column + steps[sprite, 0]
+            begin, end = steps[sprite, 1], steps[sprite, 2]
+            if begin < end:
+                has_color |= column + begin < stops[segment] and column + end > starts[segment]
             sprites[k], x[k] = sprite, column
             k += 1
         counts[segment] = k - first
@@ -214,13 +219,40 @@ def _darker(paper, ink):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def finish(columns: np.ndarray, patch_bytes: int, ends: np.ndarray, threshold: int) -> None:
-    """Make pixels below ``threshold`` black and the others white, unless it is negative; draw the black patches.
+def draw_page(
+    data: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    counts: np.ndarray,
+    symbols: np.ndarray,
+    symbol_sprites: np.ndarray,
+    plain: np.ndarray,
+    sprite_keys: np.ndarray,
+    steps: np.ndarray,
+    sprites: np.ndarray,
+    x: np.ndarray,
+    columns: np.ndarray,
+    size: int,
+    threshold: int,
+    first: np.ndarray,
+    strides: np.ndarray,
+    width: np.ndarray,
+    bearing: np.ndarray,
+    ink: np.ndarray,
+) -> tuple[int, int, bool]:
+    """Read the symbols of a page and draw what is gray, into ``columns``, uint8: columns of ``size`` bytes.
 
-    ``ends``: of each segment, the patch after its black one.
+    Pixels below ``threshold`` become black and the others white, unless it is negative. For the other arguments and
+    what is returned see :func:`read_symbols` and :func:`draw_cells`; what has color is left to another call of that.
     """
+    outcome = read_symbols(data, starts, stops, counts, symbols, symbol_sprites, plain, sprite_keys, steps, sprites, x)
+    if outcome[0] != FINE:
+        return outcome
+    columns[:] = 255
+    draw_cells(columns, size, starts, stops, counts, sprites, x, first, strides, width, bearing, ink)
     if threshold >= 0:
         for i in range(len(columns)):
             columns[i] = 0 if columns[i] < threshold else 255
-    for end in ends:
-        columns[(end - 1) * patch_bytes : end * patch_bytes] = 0
+    for stop in stops:
+        columns[stop * size : (stop + size) * size] = 0
+    return outcome

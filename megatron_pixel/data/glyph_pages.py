@@ -140,13 +140,16 @@ class Reader:
         glyphs, up, move = kernels.split_symbol_keys(tables.symbols)
         sprites = np.searchsorted(atlas.keys, sprite_keys(glyphs, up)).astype(np.int32)
         there = np.append(atlas.keys, kernels.NO_KEY)[sprites] == sprite_keys(glyphs, up)
+        on_baseline = np.flatnonzero((atlas.keys & 0xFFFF) == kernels.HALF).astype(np.int32)
+        plain = np.full(int(atlas.keys[-1] >> 16) + 1 if len(atlas.keys) else 0, -1, np.int32)
+        plain[atlas.keys[on_baseline] >> 16] = on_baseline
         colored = np.where(atlas.color_first >= 0, atlas.width, 0)
         self._symbols = (
             np.stack([glyphs, up, move]),
             np.where(there, sprites, -1).astype(np.int32),
+            plain,
             atlas.keys,
-            atlas.advances,
-            np.stack([atlas.bearing, atlas.bearing + colored]),
+            np.stack([atlas.advances, atlas.bearing, atlas.bearing + colored], axis=1),
         )
         self._gray = _in_strides(atlas, atlas.first, atlas.ink, self._size)
         self._color = _in_strides(atlas, atlas.color_first, atlas.color_ink, 3 * self._size)
@@ -163,25 +166,21 @@ class Reader:
         """Draw the symbols of a page. Raises :class:`DamagedPageError`."""
         segments = header.starts, header.stops, header.counts
         sprites, x = scratch.room("sprites", len(body), np.int32), scratch.room("x", len(body), np.int32)
+        size = self._size
+        columns = scratch.room("gray", (int(header.stops[-1]) + size) * size)
         symbols = np.frombuffer(body, np.uint8)
-        outcome, missed, has_color = drawing.read_symbols(symbols, *segments, *self._symbols, sprites, x)
+        outcome, missed, has_color = drawing.draw_page(
+            symbols, *segments, *self._symbols, sprites, x, columns, size, self._threshold, *self._gray
+        )
         if outcome == drawing.NO_SPRITE:
             glyph, up = missed >> 16, (missed & 0xFFFF) - kernels.HALF
             raise DamagedPageError(f"glyph {glyph} at height {up} is not in the atlas")
         if outcome != drawing.FINE:
             raise DamagedPageError("its symbols are not valid")
-        size = self._size
-        length = int(header.stops[-1]) + size
-        columns = scratch.room("gray", length * size)
-        columns.fill(255)
-        drawing.draw_cells(columns, size, *segments, sprites, x, *self._gray)
-        channels = 1
         if has_color:
-            channels = 3
-            gray, columns = columns, scratch.room("color", 3 * length * size)
+            gray, columns = columns, scratch.room("color", 3 * len(columns))
             columns.reshape(-1, 3)[:] = gray[:, None]
             drawing.draw_cells(columns, 3 * size, *segments, sprites, x, *self._color)
-        drawing.finish(columns, size * size * channels, header.stops // size + 1, self._threshold)
         return Drawn(columns, has_color, header, sprites, x)
 
     def marks(self, drawn: Drawn) -> Marks:

@@ -362,15 +362,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_files_with_right_checksums_that_are_not_valid(tmp_path: Path) -> None:
     """Sizes that do not add up, sprites out of order, negative widths."""
-    stored(pages_of("rgb"), tmp_path / "set", renderer_of("rgb"), [])
+    stored(pages_of("rgb"), tmp_path / "set", renderer_of("rgb"), pages_of("rgb"))
     path = tmp_path / "set.codec.glyphs"
     good = path.read_bytes()
     tables_bytes = int.from_bytes(good[12:16], "little")
     decompress, compress = zstandard.ZstdDecompressor().decompress, zstandard.ZstdCompressor().compress
     contents = [decompress(good[28 : 28 + tables_bytes]), decompress(good[28 + tables_bytes :])]
     sprites = int.from_bytes(contents[1][:4], "little")
-    faults = [(0, 0), (0, 2), (0, 4), (0, 13), (0, 17), (0, 21), (1, 1), (1, 5), (1, 8 + 2)]
+    faults = [(0, 0), (0, 2), (0, 4), (0, 26), (0, 27), (0, 13), (0, 17), (0, 21), (1, 1), (1, 5), (1, 8 + 2)]
     faults += [(1, 8 + 4 * 3 * sprites + 3), (1, 8 + 4 * 3 * sprites + 4 * (sprites // 2))]
+    # Glyphs, heights, advances and bearings far outside of what there is.
+    faults += [(1, 8 + 4 * field * sprites + byte) for field in (0, 1, 2, 4) for byte in (2, 3)]
     for which, offset in faults:
         parts = [bytearray(content) for content in contents]
         parts[which][offset] ^= 255
