@@ -85,6 +85,7 @@ class Partitions:
         """All of it as JSON: two ranks whose descriptions are equal can read each other's optimizer files."""
         return {
             "kind": self.kind,
+            "stage": 3 if self._stage3 else 2 if getattr(self._optimizer, "partition_gradients", False) else 1,
             "optimizer": type(self._optimizer.optimizer).__name__,
             "dtype": str(self._dtype).removeprefix("torch."),
             "device": self.buffers[0].device.type,

@@ -2,17 +2,21 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megatron_pixel.parallel.mesh import Mesh, mesh
 from megatron_pixel.parallel.partitions import Partitions
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training import run as run_module
 from megatron_pixel.training.canonical import TENSORS, open_source
+from megatron_pixel.training.heldout import evaluate_run
 from megatron_pixel.training.resharding import reshard
 from megatron_pixel.training.run import Run
 from tests.distributed.harness import run_ranks
@@ -291,3 +295,31 @@ def test_a_layout_goes_on_in_another(found: Found, pair: tuple[Spread, Spread]) 
 def test_bf16_weights_come_from_the_fp32_ones(found: Found, spread: Spread) -> None:
     source = found.root / "canonical-bf16" / "step-00000003"
     check_read(found, f"read-{spread}", source, found.truth[str(BF16)], 5e-3)
+
+
+def test_evaluation_reads_any_layout(found: Found) -> None:
+    one = evaluate_run(found.root / str(ONE), checkpoint(found.root, ONE, 3), rows=2)[0].losses
+    canonical = found.root / "canonical-fp32" / "step-00000003"
+    assert evaluate_run(found.root / str(ONE), canonical, rows=2)[0].losses == one
+    for spread in (Spread(tensor=2, pipeline=2), Spread(tensor=2, data=2, zero="zero3")):
+        losses = evaluate_run(found.root / str(spread), checkpoint(found.root, spread, 3), rows=2)[0].losses
+        assert losses == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize("zero", ["zero1", "zero3"])
+def test_deepspeeds_converter_finds_the_same_tensors(found: Found, zero: str, tmp_path: Path) -> None:
+    """An opinion from outside, where its converter works."""
+    source = checkpoint(found.root, Spread(data=2, zero=zero), 3)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(source), "--output_folder", str(tmp_path / "universal")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    folder = reshard(source, tmp_path / "canonical")
+    names = {path.name for path in (tmp_path / "universal" / "zero").iterdir() if path.is_dir()}
+    assert names == set(open_source(folder).shapes)
+    for name in names:
+        for what in TENSORS:
+            mine = torch.load(folder / "zero" / name / f"{what}.pt")["param"]
+            theirs = torch.load(tmp_path / "universal" / "zero" / name / f"{what}.pt", weights_only=False)
+            theirs = theirs if zero == "zero3" else theirs["param"]  # flat, without more
+            assert torch.equal(mine.flatten(), theirs.flatten()), (name, what)
