@@ -179,29 +179,28 @@ def figures_of(texts: list[str], measure: Measure) -> tuple[dict[str, Any], str]
     }, texts[worst]
 
 
-def draw(samples: dict[str, str], measure: Measure, scale: int = 4) -> Image.Image:
-    """A line for each script: its name, the worst text in the tall strip, with what is outside on red, and as drawn."""
-    lines = []
+def draw(samples: dict[str, str], measure: Measure, across: int = 4, scale: int = 2) -> Image.Image:
+    """Name of a script, the worst text in the tall strip, on red what is outside, and as drawn; so many ``across``."""
     names = Renderer(RenderingConfig(mode="gray"))
+    first = measure.tall.baseline - BASELINE
+    red, green = (255, 214, 208), (232, 244, 232)
+    cards = []
     for script, text in samples.items():
+        card = np.full((12 * SIZE, 2 * SIZE + 2, 3), 255, dtype=np.uint8)
+        card[4 * SIZE : 7 * SIZE + 8, :first] = card[4 * SIZE : 7 * SIZE + 8, first + SIZE : 2 * SIZE] = red
+        card[8 * SIZE : 11 * SIZE + 8, first : first + SIZE] = green
         name = names.render(script).columns[:-SIZE]
         tall, fitted = measure.tall.render(text).columns[: -2 * SIZE], measure.renderer.render(text).columns[:-SIZE]
-        line = np.full((13 * SIZE, 2 * SIZE, 3), 255, dtype=np.uint8)
-        first = measure.tall.baseline - BASELINE
-        line[4 * SIZE : 8 * SIZE, :first] = line[4 * SIZE : 8 * SIZE, first + SIZE :] = 255, 214, 208
-        line[9 * SIZE : 13 * SIZE, first : first + SIZE] = 232, 244, 232
-        for strip, column, row in ((name, 0, first), (tall, 4 * SIZE, 0), (fitted, 9 * SIZE, first)):
-            place = line[column : column + 4 * SIZE, row : row + strip.shape[1]]
+        for strip, column, row in ((name, 0, first), (tall, 4 * SIZE, 0), (fitted, 8 * SIZE, first)):
+            place = card[column : column + 3 * SIZE + 8, row : row + strip.shape[1]]
             strip = strip[: len(place)]
             place[: len(strip)] = np.minimum(place[: len(strip)], strip[..., None])
-        lines.append(np.concatenate([line, np.full((len(line), 2, 3), 255, dtype=np.uint8)], axis=1))
-    half = -(-len(lines) // 2)
-    lines += [np.full_like(lines[0], 255)] * (2 * half - len(lines))
-    halves = [np.concatenate(lines[first : first + half], axis=1) for first in (0, half)]
-    picture = np.concatenate(halves, axis=0).swapaxes(0, 1)
-    return Image.fromarray(np.ascontiguousarray(picture)).resize(
-        (picture.shape[1] * scale, picture.shape[0] * scale), Image.Resampling.NEAREST
-    )
+        cards.append(card)
+    cards += [np.full_like(cards[0], 255)] * (-len(cards) % across)
+    down = len(cards) // across
+    columns = [np.concatenate(cards[i * down : (i + 1) * down], axis=1) for i in range(across)]
+    picture = Image.fromarray(np.ascontiguousarray(np.concatenate(columns, axis=0).swapaxes(0, 1)))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def main() -> None:
@@ -229,7 +228,9 @@ def main() -> None:
         print(f"{shown['cut_after']:23} ({shown['largest_cut_after']:.2f})")
     result_file.write(arguments.json, figures)
     if arguments.picture:
-        draw({s: t for s, t in worst.items() if figures[s]["outside_before"]}, tool).save(arguments.picture)
+        draw({s: t for s, t in worst.items() if figures[s]["outside_before"]}, tool).quantize(64).save(
+            arguments.picture
+        )
 
 
 if __name__ == "__main__":

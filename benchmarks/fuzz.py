@@ -16,6 +16,7 @@ import json
 import os
 import resource
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -33,8 +34,10 @@ BATCH = 10_000
 ADDRESS_SPACE = 12 << 30
 GROWTH = 1 << 30
 """Bytes that a child process may grow by while it draws texts: atlas, tables, and the pages of a megabyte."""
-SILENCE = 180.0
-"""Seconds without a sign of life after which a text counts as one that hangs."""
+CPU_SECONDS = 120.0
+"""CPU time after which a text counts as one that never ends."""
+SILENCE = 3600.0
+"""Seconds without a sign of life after which a child process is taken for stuck, however busy the machine is."""
 
 
 def run_batch(
@@ -92,7 +95,8 @@ def _child(
                     lines.append(json.loads(line))
         errors = process.stderr.read().decode("utf-8", "replace").strip()
         code = process.wait()
-    return number, 0 if code == 0 else f"the process ended with {code}: {errors[-500:]}", lines
+    reason = f" after {CPU_SECONDS:.0f} s of CPU time" if code == -signal.SIGPROF else f": {errors[-500:]}"
+    return number, 0 if code == 0 else f"the process ended with {code}{reason}", lines
 
 
 def _add(totals: dict[str, Any], line: dict[str, Any]) -> None:
@@ -113,6 +117,7 @@ def work(seed: int, first: int, count: int) -> None:
     before = _peak()
     for number in range(first, first + count):
         print(number, flush=True)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # the process dies when it runs out
         if message := problem(seed, number, worst):
             print(json.dumps({"broken": message, **name(seed, number)}), flush=True)
     growth = _peak() - before
