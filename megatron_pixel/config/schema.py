@@ -194,6 +194,9 @@ class ParallelConfig:
     activation_checkpointing: str = "none"
     """Decoder layers whose activations are computed again in the backward pass instead of kept: ``none``, ``all``, or
     numbers and ranges such as ``1-12,24``. Saves memory, costs up to a third more computing."""
+    experimental: list[Literal["sequence_parallel"]] = field(default_factory=list)
+    """Modes whose tests need several GPUs. ``sequence_parallel`` splits norms and residuals, too, over the
+    tensor-parallel devices, by position."""
 
 
 @dataclass

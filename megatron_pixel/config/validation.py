@@ -176,6 +176,16 @@ def _check_layout(report: _Report, parallel: ParallelConfig) -> None:
             f"{parallel.pipeline} stages are more than model.layers {model.layers}, and each takes a layer at least; "
             f"nearest valid: {model.layers}",
         )
+    if "sequence_parallel" in parallel.experimental and report.fine("parallel.tensor", "model.seq_length"):
+        if parallel.tensor == 1:
+            report.add("parallel.experimental", "sequence_parallel goes with parallel.tensor 2 or more, which is 1")
+        elif model.seq_length % parallel.tensor:
+            report.add(
+                "parallel.experimental",
+                f"sequence_parallel splits model.seq_length {model.seq_length}, which parallel.tensor "
+                f"{parallel.tensor} does not divide; nearest valid model.seq_length: "
+                f"{model.seq_length // parallel.tensor * parallel.tensor}",
+            )
     if report.fine("model.layers"):
         try:
             parse_layers(parallel.activation_checkpointing, model.layers)

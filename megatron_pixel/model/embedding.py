@@ -1,7 +1,7 @@
 """The first stage: patches and tokens become hidden states of one width."""
 
 import torch
-from megatron.core.tensor_parallel import VocabParallelEmbedding
+from megatron.core.tensor_parallel import VocabParallelEmbedding, scatter_to_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
@@ -41,6 +41,7 @@ class Embedding(nn.Module):
     ) -> None:
         super().__init__()
         self.touch_all = touch_all
+        self.scatters = transformer.sequence_parallel
         with stage_seed(seed, stage):
             self.tokens = VocabParallelEmbedding(
                 model.vocab_size, model.hidden, init_method=transformer.init_method, config=transformer
@@ -60,6 +61,8 @@ class Embedding(nn.Module):
         if self.touch_all and kind != Kind.PAIR:
             embedded = embedded + 0 * self._left_out(kind, batch.tokens)
         hidden = embedded.transpose(0, 1).contiguous()  # [b, s, h] -> [s, b, h]
+        if self.scatters:
+            hidden = scatter_to_sequence_parallel_region(hidden)  # [s / tensor_parallel, b, h]
         return tuple(Travelling(hidden, batch.position_ids, batch.segment_ids, batch.targets, batch.header))
 
     def _left_out(self, kind: Kind, tokens: Tensor) -> Tensor:

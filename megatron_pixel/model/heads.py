@@ -1,14 +1,16 @@
 """The last stages: final norm, and one head per objective."""
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.model.batch import MODALITIES, Header, Travelling
-from megatron_pixel.model.layers import ColumnParallelLinear
+from megatron_pixel.model.layers import ColumnParallelLinear, RMSNorm
 from megatron_pixel.model.seeding import stage_seed
 
 if TYPE_CHECKING:
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 class FinalNorm(nn.Module):
     """RMSNorm over the hidden states of the last layer."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, transformer: TransformerConfig) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(model.hidden, eps=model.norm_eps)
+        self.norm = RMSNorm(transformer, model.hidden, eps=model.norm_eps)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         state = Travelling(*inputs)
@@ -32,10 +34,13 @@ class TokenHead(nn.Module):
 
     def __init__(self, model: ModelConfig, transformer: TransformerConfig) -> None:
         super().__init__()
+        # The hidden states of all positions are here already, also under sequence parallelism.
+        whole_rows = copy.copy(transformer)
+        whole_rows.sequence_parallel = False
         self.linear = ColumnParallelLinear(
             model.hidden,
             model.vocab_size,
-            config=transformer,
+            config=whole_rows,
             init_method=transformer.init_method,
             bias=False,
             gather_output=False,
@@ -77,14 +82,18 @@ class Heads(nn.Module):
         super().__init__()
         self.modalities = [objective.modality for objective in objectives]
         self.touch_all = touch_all
+        self.gathers = transformer.sequence_parallel
         with stage_seed(seed, stage):
             self.heads = nn.ModuleDict({o.name: o.build_head(model, transformer) for o in objectives})
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         state = Travelling(*inputs)
         header = Header.read(state.header)
-        s, b, h = state.hidden.shape
-        hidden = state.hidden.reshape(s * b, h)
+        hidden = state.hidden
+        if self.gathers:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        s, b, h = hidden.shape
+        hidden = hidden.reshape(s * b, h)
         outputs = []
         lines = zip(self.heads.values(), self.modalities, header.counts, state.targets, strict=True)
         for head, modality, count, targets in lines:

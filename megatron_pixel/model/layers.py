@@ -1,7 +1,11 @@
 """The decoder layer: megatron-core's, with local linear layers, torch's RMSNorm and our core attention."""
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import ColumnParallelLinear as MegatronColumnParallelLinear
 from megatron.core.tensor_parallel import RowParallelLinear as MegatronRowParallelLinear
@@ -29,11 +33,33 @@ class RowParallelLinear(MegatronRowParallelLinear):
     get_extra_state = nn.Module.get_extra_state
 
 
-def transformer_config(model: ModelConfig, tensor_parallel: int = 1) -> TransformerConfig:
+class RMSNorm(nn.RMSNorm):
+    """torch's, built as megatron-core builds its norms.
+
+    Under sequence parallelism each tensor-parallel rank normalizes its own positions, so the gradient of the weight, of
+    which every rank has a copy, is summed over them.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        if config.sequence_parallel:
+            self.weight.register_hook(_summed_over_tensor_ranks)
+
+
+def _summed_over_tensor_ranks(gradient: Tensor) -> Tensor:
+    summed = gradient.contiguous().clone()
+    dist.all_reduce(summed, group=parallel_state.get_tensor_model_parallel_group())
+    return summed
+
+
+def transformer_config(
+    model: ModelConfig, tensor_parallel: int = 1, sequence_parallel: bool = False
+) -> TransformerConfig:
     """Megatron-core's settings for ``model``.
 
     Weights are drawn whole on the CPU and then split, so every tensor-parallel size starts from the same model. All
     matrices have the same standard deviation, as in Llama; megatron's smaller one for output projections is not used.
+    With ``sequence_parallel``, norms and residuals are split over the same ranks by position (CUDA only).
 
     Raises:
         UserError: the model does not divide over ``tensor_parallel`` ranks, or over its own heads.
@@ -67,6 +93,7 @@ def transformer_config(model: ModelConfig, tensor_parallel: int = 1) -> Transfor
         output_layer_init_method=normal,
         use_cpu_initialization=True,
         tensor_model_parallel_size=tensor_parallel,
+        sequence_parallel=sequence_parallel,
         # The fusions want Apex or CUDA.
         bias_activation_fusion=False,
         masked_softmax_fusion=False,
@@ -78,6 +105,8 @@ def transformer_config(model: ModelConfig, tensor_parallel: int = 1) -> Transfor
 def layer_spec() -> ModuleSpec:
     """Pre-norm decoder layer: RMSNorm, grouped-query attention, RMSNorm, SwiGLU."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = RMSNorm
+    spec.submodules.pre_mlp_layernorm = RMSNorm
     attention = spec.submodules.self_attention.submodules
     attention.linear_qkv = ColumnParallelLinear
     attention.core_attention = SDPACoreAttention

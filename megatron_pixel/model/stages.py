@@ -37,6 +37,7 @@ def stage_specs(
     tensor_parallel: int = 1,
     touch_all: bool = False,
     recompute: Collection[int] = (),
+    sequence_parallel: bool = False,
 ) -> list[StageSpec]:
     """The list, not built.
 
@@ -48,6 +49,7 @@ def stage_specs(
         touch_all: every parameter takes part in every micro-batch, by one position that counts nothing (ZeRO 3);
             otherwise what the rows do not need is not run.
         recompute: decoder layers, counted from 1, that compute their activations again in the backward pass.
+        sequence_parallel: split norms and residuals over the tensor-parallel ranks by position; CUDA only.
 
     Raises:
         UserError: the shape does not divide as it must.
@@ -57,7 +59,7 @@ def stage_specs(
     if len(masks) != 1:
         raise ValueError(f"objectives want the masks {sorted(mask.value for mask in masks)}: one model has one")
     mask_kind = masks.pop()
-    transformer = transformer_config(model, tensor_parallel)
+    transformer = transformer_config(model, tensor_parallel, sequence_parallel)
     last = model.layers + 2
     return [
         StageSpec(Embedding, (model, transformer, seed, 0, touch_all)),
@@ -65,7 +67,7 @@ def stage_specs(
             StageSpec(DecoderLayer, (model, transformer, seed, i, mask_kind, i in recompute))
             for i in range(1, model.layers + 1)
         ),
-        StageSpec(FinalNorm, (model,)),
+        StageSpec(FinalNorm, (model, transformer)),
         StageSpec(Heads, (model, transformer, seed, last, tuple(objectives), touch_all)),
     ]
 
@@ -77,6 +79,8 @@ def build_stages(
     tensor_parallel: int = 1,
     touch_all: bool = False,
     recompute: Collection[int] = (),
+    sequence_parallel: bool = False,
 ) -> list[nn.Module]:
     """The list, built; arguments as in :func:`stage_specs`. The process mesh must be set up."""
-    return [spec.build() for spec in stage_specs(model, objectives, seed, tensor_parallel, touch_all, recompute)]
+    specs = stage_specs(model, objectives, seed, tensor_parallel, touch_all, recompute, sequence_parallel)
+    return [spec.build() for spec in specs]

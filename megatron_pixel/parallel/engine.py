@@ -43,6 +43,8 @@ def merged_config(
     }
     if bf16:
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
+        # Summed in bf16, gradients would depend on the number of ranks in their third digit.
+        ours["communication_data_type"] = file.content.get("communication_data_type", "fp32")
     rest = {key: value for key, value in file.content.items() if key not in ("bfloat16", "fp16", "train_batch_size")}
     return {**rest, **ours}
 

@@ -8,6 +8,7 @@ from types import TracebackType
 import numpy as np
 import torch.distributed as dist
 
+from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.layers import parse_layers
 from megatron_pixel.config.loader import save_config
 from megatron_pixel.config.schema import RunConfig
@@ -52,6 +53,8 @@ class Run:
 
     def __init__(self, config: RunConfig, mesh: Mesh) -> None:
         check_layout(config, mesh.world_size)
+        if "sequence_parallel" in config.parallel.experimental and mesh.device.type != "cuda":
+            raise UserError("parallel.experimental: megatron-core's sequence_parallel runs on CUDA devices only")
         self._config, self._mesh = config, mesh
         self._folder = Path(config.run.dir)
         self._checkpoints = self._folder / "checkpoints"
@@ -101,6 +104,7 @@ class Run:
             tensor_parallel=mesh.tensor_size,
             touch_all=file.touches_all,
             recompute=parse_layers(config.parallel.activation_checkpointing, config.model.layers),
+            sequence_parallel="sequence_parallel" in config.parallel.experimental,
         )
         self._execution, self._parameters = build_training(
             specs, config.model.layers, merged, config.optimizer.weight_decay, mesh

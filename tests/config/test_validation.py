@@ -42,6 +42,14 @@ def synthetic(*overrides: str) -> RunConfig:
             ["--parallel.activation_checkpointing=20-25"],
             "activation_checkpointing: '20-25' names layers that are not there; valid: 1-24",
         ),
+        (
+            ["--parallel.experimental=sequence_parallel"],
+            "sequence_parallel goes with parallel.tensor 2 or more, which is 1",
+        ),
+        (
+            ["--parallel.experimental=sequence_parallel", "--parallel.tensor=2", "--model.seq_length=1025"],
+            "splits model.seq_length 1025, which parallel.tensor 2 does not divide; .* model.seq_length: 1024",
+        ),
         (["--parallel.activation_checkpointing=0"], "'0' names layers that are not there; valid: 1-24"),
         (["--parallel.activation_checkpointing=5-3"], "'5-3' names layers that are not there; valid: 1-24"),
         (["--pair.patches=900"], "pair.patches 900 . pair.tokens 512 = 1412 .* model.seq_length 1024; .* 512 . 512"),

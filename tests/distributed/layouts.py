@@ -77,7 +77,7 @@ def _run(case: Case, folder: Path, here: Mesh) -> Share:
         weights, split = {}, {}
         for name, parameter in run._engine.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=case.zero == "zero3"):
-                weights[name] = parameter.detach().float().numpy().copy()
+                weights[name] = parameter.detach().float().cpu().numpy().copy()
             if getattr(parameter, "tensor_model_parallel", False):
                 split[name] = (parameter.partition_dim, parameter.partition_stride)
     written = lines(config.run.dir) if here.is_main else []

@@ -14,10 +14,10 @@ def one(two_ranks: list[dict[str, Any]]) -> dict[str, Any]:
     return two_ranks[0]["one"]
 
 
-@pytest.fixture
-def two(two_ranks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By rank, with it."""
-    return [result["two"] for result in two_ranks]
+@pytest.fixture(params=["two", "by position"])
+def two(two_ranks: list[dict[str, Any]], request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """By rank, with it; then with sequence parallelism besides, its mathematics on CPU."""
+    return [result[request.param] for result in two_ranks]
 
 
 def whole(name: str, shards: list[np.ndarray], split: dict[str, tuple[int, int]]) -> np.ndarray:

@@ -22,6 +22,7 @@ MODEL = ModelConfig(
 )
 LAYOUTS = {"data": ParallelConfig(), "tensor": ParallelConfig(tensor=2), "pipe": ParallelConfig(pipeline=2)}
 ZERO_STAGES = (1, 2, 3)
+UNTOUCHED = 0
 STEPS = [[Kind.TEXT, Kind.PIXEL], [Kind.PAIR, Kind.TEXT], [Kind.PIXEL, Kind.PIXEL]]
 """Kinds of the micro-batches of each step. The last step leaves the token embedding and the token head out."""
 OPTIMIZER = OptimizerConfig(lr=1e-3, beta2=0.99, eps=1e-6, clip_grad=0.5)
@@ -41,6 +42,9 @@ def everything() -> dict[str, Any]:
                 result["zero"] = zero_differences(here)
             elif name == "tensor":
                 result["two"] = measure(here)
+                # Megatron asks for the current CUDA device; all else of it works on this one.
+                torch.cuda.current_device = lambda: torch.device("cpu")
+                result["by position"] = measure(here, sequence_parallel=True)
     return result
 
 
@@ -62,10 +66,12 @@ def place(here: Mesh) -> dict[str, Any]:
     }
 
 
-def measure(here: Mesh) -> dict[str, Any]:
+def measure(here: Mesh, sequence_parallel: bool = False) -> dict[str, Any]:
     """Weights of this rank, and for each kind of rows its losses and gradients, as arrays."""
     objectives = pretraining_objectives(MODEL, LossConfig())
-    stages = build_stages(MODEL, objectives, seed=3, tensor_parallel=here.tensor_size)
+    stages = build_stages(
+        MODEL, objectives, seed=3, tensor_parallel=here.tensor_size, sequence_parallel=sequence_parallel
+    )
     network = torch.nn.Sequential(*stages)
     result: dict[str, Any] = {"weights": {}, "split": {}, "losses": {}, "gradients": {}}
     for name, parameter in network.named_parameters():
@@ -87,13 +93,16 @@ def measure(here: Mesh) -> dict[str, Any]:
 
 
 def zero_differences(here: Mesh) -> dict[int, tuple[float, str]]:
-    """By ZeRO stage, the largest difference of any weight after ``STEPS`` from plain PyTorch's, and its name."""
+    """By ZeRO stage, the largest difference of any weight after ``STEPS`` from plain PyTorch's, and its name.
+
+    Under the key ``UNTOUCHED``: at ZeRO 3, where what the rows do not need is not run, as it is not at stages 1 and 2.
+    """
     objectives = pretraining_objectives(MODEL, LossConfig())
     expected = plain_weights(objectives)
     result = {}
-    for stage in ZERO_STAGES:
-        weights = zero_weights(stage, here, objectives)
-        result[stage] = max(((weights[name] - value).abs().max().item(), name) for name, value in expected.items())
+    for key, stage, touch_all in [*((stage, stage, stage == 3) for stage in ZERO_STAGES), (UNTOUCHED, 3, False)]:
+        weights = zero_weights(stage, here, objectives, touch_all)
+        result[key] = max(((weights[name] - value).abs().max().item(), name) for name, value in expected.items())
     return result
 
 
@@ -118,9 +127,9 @@ def plain_weights(objectives: tuple[Objective, ...]) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 
-def zero_weights(stage: int, here: Mesh, objectives: tuple[Objective, ...]) -> dict[str, torch.Tensor]:
+def zero_weights(stage: int, here: Mesh, objectives: tuple[Objective, ...], touch_all: bool) -> dict[str, torch.Tensor]:
     """The same through DeepSpeed; every rank reads its own rows."""
-    network = torch.nn.Sequential(*build_stages(MODEL, objectives, seed=3, touch_all=stage == 3))
+    network = torch.nn.Sequential(*build_stages(MODEL, objectives, seed=3, touch_all=touch_all))
     training = TrainingConfig(precision="fp32", micro_batch_rows=3, global_batch_rows=12)
     config = merged_config(DeepSpeedFile(f"ds_configs/zero{stage}.json"), training, OPTIMIZER, 2, cuda=False)
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0

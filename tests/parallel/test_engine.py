@@ -105,6 +105,7 @@ def test_the_merged_configuration_is_the_config_trees(tmp_path: Path) -> None:
     assert merged["zero_optimization"] == {"stage": 1}
     assert merged["bf16"] == {"enabled": True}
     assert merged["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert merged["communication_data_type"] == "fp32"
     assert merged["wall_clock_breakdown"] is True
     assert "train_batch_size" not in merged
 
