@@ -216,6 +216,26 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
     assert "1.fc1: [8, 6] in the checkpoint, [8, 4] in the run's config.yaml" in str(error.value)
 
 
+def convert(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "megatron_pixel/convert.py", "reshard", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+
+
+def test_the_program_takes_a_run_for_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "run" / "checkpoints", full_tensors(), 1, 2, "stage12")
+    torn = checkpoint.with_name("step-00000009")
+    torn.mkdir()
+    done = convert(tmp_path / "run", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{checkpoint} -> {tmp_path / 'out' / 'step-00000003'}\n"
+    assert "checking" in done.stderr
+    assert "MB/s" in done.stderr
+    assert open_source(tmp_path / "out" / "step-00000003").shapes == SHAPES
+    done = convert(tmp_path / "run", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'out' / 'step-00000003'} is there already; nothing was written\n"
+
+
 MEASURE = """
 import sys
 from pathlib import Path
