@@ -32,8 +32,8 @@ from benchmarks import fuzz_checks, fuzz_texts, result_file
 BATCH = 10_000
 """Texts of a child process."""
 ADDRESS_SPACE = 12 << 30
-GROWTH = 1 << 30
-"""Bytes that a child process may grow by while it draws texts: atlas, tables, and the pages of a megabyte."""
+GROWTH = 2 << 30
+"""Bytes that a child process may grow by: atlases and caches of ten renderers, and the pages of a megabyte."""
 CPU_SECONDS = 120.0
 """CPU time after which a text counts as one that never ends."""
 SILENCE = 3600.0
