@@ -456,19 +456,54 @@ def test_the_codec_of_other_fonts(tmp_path: Path) -> None:
         PageStore(str(tmp_path / "a")).page(0)
 
 
-@pytest.mark.parametrize("name", ["rgb", "binary", "released", "odd"])
-def test_the_decoder_on_the_formats_page(name: str, tmp_path: Path) -> None:
-    """docs/formats.md tells enough to read a page, in plain Python."""
+def decoder_of_the_formats_page() -> Callable[[bytes, bytes], list[Any]]:
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     names: dict[str, Any] = {}
     exec(text.split("Page codec `glyphs`")[1].split("```python\n")[1].split("```")[0], names)
+    decode: Callable[[bytes, bytes], list[Any]] = names["page_of_glyphs"]
+    return decode
+
+
+@pytest.mark.parametrize("name", ["rgb", "binary", "released", "odd"])
+def test_the_decoder_on_the_formats_page(name: str, tmp_path: Path) -> None:
+    """docs/formats.md tells enough to read a page, in plain Python."""
+    decode = decoder_of_the_formats_page()
     pages = pages_of(name)
-    for sample in (pages, pages[:2] * 40, []):
-        _, encoded = stored(pages, tmp_path / "set", renderer_of(name), sample)
-        file = (tmp_path / "set.codec.glyphs").read_bytes()
-        for page, data in zip(pages, encoded, strict=True):
-            columns = names["page_of_glyphs"](file, data)
-            assert np.array_equal(np.array(columns, np.uint8), page.columns)
+    # With a dictionary and without, with a table that has some of the symbols and one that has all.
+    codec, encoded = stored(pages, tmp_path / "set", renderer_of(name), pages[:2] * 40 if name == "rgb" else pages)
+    assert (len(codec._tables.dictionary) > 0) == (name == "rgb")  # type: ignore[attr-defined]
+    file = (tmp_path / "set.codec.glyphs").read_bytes()
+    for page, data in zip(pages, encoded, strict=True):
+        assert np.array_equal(np.array(decode(file, data), np.uint8), page.columns)
+
+
+def test_pages_that_no_renderer_makes(tmp_path: Path) -> None:
+    """Any symbols anywhere, across the edges of segments too, are drawn as docs/formats.md says."""
+    decode = decoder_of_the_formats_page()
+    page = pages_of("rgb")[6]
+    codec, _ = stored([page], tmp_path / "set", renderer_of("rgb"), [page])
+    file = (tmp_path / "set.codec.glyphs").read_bytes()
+    count = len(codec._tables.symbols)  # type: ignore[attr-defined]
+    assert 10 < count < 208
+    rng = random.Random(0)
+    colored = 0
+    for _ in range(200):
+        segments = rng.randrange(1, 4)
+        ends = sorted(rng.randrange(1, 6) for _ in range(segments))
+        body, counts = bytearray(), [rng.randrange(4) for _ in range(segments)]
+        for _ in range(sum(counts)):
+            if rng.random() < 0.8:
+                move = rng.choice((rng.randrange(12), rng.randrange(-20, 80), -2, 1))
+                z = 2 * move if move >= 0 else -2 * move - 1
+                body += bytes([kernels.MOVE, z & 127 | 128, z >> 7])
+            body.append(rng.randrange(count))
+        data = sealed(codec, closed(bytes([segments, *ends, *counts[:-1]]), bytes(body)))
+        expected = np.array(decode(file, data), np.uint8)
+        colored += expected.ndim == 3
+        assert np.array_equal(codec.decode(data).columns, expected)
+    assert 40 < colored < 160
+    with pytest.raises(DamagedPageError, match="symbols"):
+        codec.decode(sealed(codec, closed(b"\1\5", bytes([count]))))
 
 
 def test_one_codec_class() -> None:
