@@ -187,9 +187,8 @@ def read_lines(chunks: Iterator[bytes], name: str, number: int = 1, start: int =
                 pending.append(part)
                 part = b"".join(pending)
                 pending.clear()
-            yield Line(
-                number, start, start + size + 1, _trim(part, start) if size == len(part) else _long(name, number)
-            )
+            fits = size == len(part) <= MAX_RECORD_BYTES
+            yield Line(number, start, start + size + 1, _trim(part, start) if fits else _long(name, number))
             start += size + 1
             size = 0
             number += 1
