@@ -53,6 +53,7 @@ class StringPages:
             raise UserError(
                 f"{path}: its rows cannot be rendered: {error} (settings for them stand under data.rendering)"
             ) from error
+        self._key = key_of(self.config)
         self.fingerprint = hashlib.sha256(json.dumps([store.fingerprint, fingerprint]).encode()).hexdigest()
         """Differs wherever any pixel of any row may differ."""
         self._changes = list(_changes(recorded, fingerprint))
@@ -62,7 +63,7 @@ class StringPages:
         """The page of row ``index``; it shows ``text[page.start:page.end]`` of the document from the row's first
         character on. Raises UserError naming a damaged piece."""
         text = self._store.piece(index)
-        renderer = renderer_for(self.config)
+        renderer = renderer_for(self.config, self._key)
         if not self._changes:
             return next(renderer.iter_pages(text))
         document_end = self._store.document_end(index)
@@ -136,19 +137,27 @@ _renderers = _Renderers()
 _fingerprints: dict[str, dict[str, Any]] = {}
 
 
-def renderer_for(config: RenderingConfig) -> Renderer:
-    """This thread's renderer for these settings. Raises UserError as :class:`Renderer` does."""
-    known, key = _renderers.known, json.dumps(asdict(config))
+def renderer_for(config: RenderingConfig, key: str = "") -> Renderer:
+    """This thread's renderer for these settings. Raises UserError as :class:`Renderer` does.
+
+    ``key`` is their :func:`key_of`, for those who ask often.
+    """
+    known, key = _renderers.known, key or key_of(config)
     renderer = known.pop(key, None) or Renderer(config)
     while len(known) >= _KEPT_RENDERERS:
-        del known[next(iter(known))]
+        del known[next(iter(known))]  # the one that was not asked for the longest
     known[key] = renderer
     return renderer
 
 
+def key_of(config: RenderingConfig) -> str:
+    """The settings as text: equal for equal settings."""
+    return json.dumps(asdict(config))
+
+
 def fingerprint_of(config: RenderingConfig) -> dict[str, Any]:
     """The fingerprint of the renderer for these settings, JSON-able; the fonts are hashed once a process."""
-    key = json.dumps(asdict(config))
+    key = key_of(config)
     if key not in _fingerprints:
         _fingerprints[key] = renderer_for(config).fingerprint()
     return _fingerprints[key]
