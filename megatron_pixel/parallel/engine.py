@@ -59,6 +59,15 @@ def parameter_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: flo
     return [group for group in groups if group["params"]]
 
 
+def start_communication() -> None:
+    """Let DeepSpeed communicate through the process group that is there; its pipeline needs that before its engine."""
+    import deepspeed
+
+    # An all-reduce for CPU ranks that DeepSpeed would compile first, where it finds a compiler: gloo has one already.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed()
+
+
 def build_engine(model: torch.nn.Module, config: Mapping[str, Any], weight_decay: float, mpu: Any) -> Any:
     """``deepspeed.initialize`` with a merged configuration.
 
@@ -77,8 +86,7 @@ def build_engine(model: torch.nn.Module, config: Mapping[str, Any], weight_decay
     """
     import deepspeed
 
-    # An all-reduce for CPU ranks that DeepSpeed would compile first, where it finds a compiler: gloo has one already.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    start_communication()
     try:
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -91,7 +99,8 @@ def build_engine(model: torch.nn.Module, config: Mapping[str, Any], weight_decay
         raise UserError(f"DeepSpeed refuses its configuration: {error}") from error
     if engine.checkpoint_engine.is_decoupled():
         raise UserError(
-            "deepspeed_config asks for asynchronous checkpoints, which are not supported: take 'checkpoint' out"
+            "deepspeed_config asks for asynchronous checkpoints of DeepSpeed's own: take 'checkpoint' out, and set "
+            "checkpoint.asynchronous"
         )
     return engine
 

@@ -193,6 +193,8 @@ def _join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on this one
     else:
         os.environ.update(launch.variables())
+        if device.type == "cuda":
+            os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the GPU
     if device.type == "cuda":
         options["device_id"] = device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **options)

@@ -4,7 +4,6 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 
-import deepspeed
 from deepspeed.pipe import LayerSpec, PipelineModule
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from megatron.core import parallel_state
@@ -13,6 +12,7 @@ from torch import Tensor
 from megatron_pixel.model.batch import Travelling
 from megatron_pixel.model.stages import StageSpec
 from megatron_pixel.parallel.cut import cut
+from megatron_pixel.parallel.engine import start_communication
 from megatron_pixel.parallel.mesh import Mesh
 
 LastLoss = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
@@ -35,7 +35,7 @@ class PipelinedStages(PipelineModule):
     def __init__(self, specs: Sequence[StageSpec], layers: int, mesh: Mesh, loss: LastLoss) -> None:
         self._boundaries = cut(layers, mesh.pipe_size)
         topology = PipeModelDataParallelTopology(num_pp=mesh.pipe_size, num_mp=mesh.tensor_size, num_dp=mesh.data_size)
-        deepspeed.init_distributed()
+        start_communication()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its seeds and its topology
             super().__init__(
                 [LayerSpec(spec.module, *spec.arguments) for spec in specs], topology=topology, loss_fn=loss

@@ -109,13 +109,13 @@ def test_one_process_stopped_by_a_signal_and_started_again(tmp_path: Path) -> No
 
 def test_two_processes_under_deepspeeds_launcher(tmp_path: Path) -> None:
     launcher = (str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", "29617")
-    words = ("--config", f"{RECIPES}/dualgpt-debug.yaml", "--run.dir", tmp_path)
+    words = ("--config", f"{RECIPES}/dualgpt-debug.yaml", "--run.dir", tmp_path, "--parallel.pipeline", "2")
     code, out, err = finish(start(*words, launcher=launcher), timeout=300)
     assert code == 0, err
     ours = [line for line in out.splitlines() if not line.startswith("[")]
     assert ours[0].startswith("megatron_pixel "), "the first line of the program is its own"
     assert "DualGPT" in ours[0]
-    assert "2 processes on CPU: data 2" in ours[1]
+    assert "2 processes on CPU: data 1, tensor 1, pipeline 2" in ours[1]
     assert ours[-1].startswith("done: 6 steps")
     assert len(lines(tmp_path)) == 8
 
