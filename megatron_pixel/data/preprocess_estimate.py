@@ -143,13 +143,13 @@ def _spread(measured: np.ndarray) -> np.ndarray:
 def estimate_table(result: Estimate, processes: int) -> str:
     """The estimate as a person reads it, for a run of so many processes."""
     values = result.values
-    rows = [("input", f"{result.input_bytes / 1e6:,.1f} MB"), ("documents", _about(result, "documents"))]
-    rows.append(("text", f"{values['text_bytes'] / 1e6:,.1f} MB{_plus_minus(result, 'text_bytes')}"))
+    rows = [("input", _size(result.input_bytes)), ("documents", _about(result, "documents"))]
+    rows.append(("text", f"{_size(values['text_bytes'])}{_plus_minus(result, 'text_bytes')}"))
     if values["pages"]:
         rows += [("pages", _about(result, "pages")), ("patches", _about(result, "patches"))]
     if values["tokens"]:
         rows.append(("tokens", _about(result, "tokens")))
-    disk = f"{values['disk_bytes'] / 1e6:,.1f} MB{_plus_minus(result, 'disk_bytes')}"
+    disk = f"{_size(values['disk_bytes'])}{_plus_minus(result, 'disk_bytes')}"
     if values["pages"]:
         disk += f", {values['disk_bytes'] / values['pages']:,.0f} bytes a page with its index"
     rows.append(("disk", disk))
@@ -170,6 +170,13 @@ def estimate_table(result: Estimate, processes: int) -> str:
 
 def _about(result: Estimate, name: str) -> str:
     return f"{result.values[name]:,.0f}{_plus_minus(result, name)}"
+
+
+def _size(number: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if number >= size:
+            return f"{number / size:,.2f} {unit}"
+    return f"{number / 1e6:,.1f} MB"
 
 
 def _plus_minus(result: Estimate, name: str) -> str:
