@@ -21,12 +21,13 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_three_kinds(tool, corpus, model, font, tmp_path):
+def test_the_kinds(tool, corpus, model, font, tmp_path):
     output = {}
     rendering = ["--rendering.fonts", font, "--rendering.seq_length", 32]
     for kind, words in (
         ("text", ["--tokenizer", model]),
         ("pixels", rendering),
+        ("strings", rendering),
         ("pairs", ["--tokenizer", model, *rendering, "--pair.patches", 24, "--pair.tokens=40"]),
     ):
         prefix = tmp_path / kind
@@ -52,7 +53,12 @@ def test_the_three_kinds(tool, corpus, model, font, tmp_path):
         "seconds ",
     ):
         assert line in output["pairs"]
-    assert "tokens" not in output["pixels"]
+    assert "tokens" not in output["pixels"] + output["strings"]
+    assert "pages " in output["strings"]
+    assert "bytes a page" not in output["strings"]
+    strings, pixels = (manifests[kind].splits["train"] for kind in ("strings", "pixels"))
+    assert (strings.sequences, strings.patches) == (pixels.sequences, pixels.patches)
+    assert manifests["strings"].codecs == []
     assert "pages" not in output["text"]
 
 
