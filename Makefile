@@ -6,11 +6,11 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 RUN ?= runs/demo
 
-.PHONY: help setup demo test check format pictures clean
+.PHONY: help setup demo test check format pictures benchmarks clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo 'also: make setup | check | format | pictures | clean     (VENV=.venv, PYTHON=python3.12, RUN=runs/demo)'
+	@echo 'also: make setup | check | format | pictures | benchmarks | clean     (VENV=.venv, PYTHON=python3.12, RUN=runs/demo)'
 
 setup: $(VENV)/ready
 
@@ -34,7 +34,15 @@ format: setup
 	@$(PY) -m ruff check --fix .
 
 pictures: setup
-	@$(PY) data_tools/picture_book.py
+	@$(PY) data_tools/picture_book.py --output docs/pictures
+
+# Hours on an idle machine; then docs/performance.md is made of what was measured.
+benchmarks: setup
+	@for name in rendering storage dataloader preprocessing preprocessing_kills fidelity clipping strategies; do \
+	  $(PY) benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
+	@$(PY) benchmarks/dataloader.py --mix multilingual --json benchmarks/results/dataloader_multilingual.json
+	@$(PY) benchmarks/fuzz.py --strings 100000 --json benchmarks/results/fuzz.json
+	@$(PY) benchmarks/report.py
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
