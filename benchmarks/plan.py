@@ -68,8 +68,8 @@ class Assumptions:
     """Of one device, dense bf16; 312 for an A100."""
     mfu: float = 0.4
     """Share of the peak that the model's own operations reach."""
-    bytes_per_page: float = 2700.0
-    """Of a page of 1,024 patches on disk; 249 English speeches of 12 MB made 4,659 pages of 2,694 bytes."""
+    bytes_per_page: float = 910.0
+    """Of a page of 1,024 patches on disk; 249 English speeches of 12 MB made 4,659 pages of 906 bytes."""
     pages_per_core_second: float = 1000.0
     """Rendered, encoded and written by one core, rounded down."""
     characters_per_patch: float = 2.62

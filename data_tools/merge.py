@@ -35,7 +35,9 @@ def main(words: Sequence[str]) -> None:
         command = shlex.join(["data_tools/merge.py", *words])
         merge = Merge(arguments.parts, arguments.output_prefix, arguments.overwrite, command)
         interval = 0.1 if sys.stderr.isatty() else 15.0
-        with tqdm(total=merge.total_bytes, unit="B", unit_scale=True, mininterval=interval, leave=False) as bar:
+        with tqdm(
+            total=merge.total_bytes, unit="B", unit_scale=True, mininterval=interval, delay=1.0, leave=False
+        ) as bar:
             manifest = merge.run(bar.update)
             rate = bar.format_dict["n"] / max(bar.format_dict["elapsed"], 1e-9)
     print(f"{arguments.output_prefix}: {len(arguments.parts)} datasets joined, {rate / 1e6:,.0f} MB/s")
