@@ -22,6 +22,7 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"mode": "gray"},
     {"mode": "binary"},
+    {"seq_length": 24},
     {"patch_size": 8},
     {"patch_size": 24, "mode": "gray"},
     {"patch_size": 32},
@@ -94,7 +95,7 @@ def check(seed: int, number: int, worst: Worst) -> None:
     check_pages(renderer(settings), text, patches, pick)
     check_time(settings, text, patches, worst)
     other, _ = fuzz_texts.text_of(seed, number + 1) if number % 2000 != 999 else ("", "")
-    check_pair(renderer(settings), text[:5000], other[:5000])
+    check_pair(renderer(settings), text[:5000], other[:5000] if pick.random() < 0.8 else "")
     if len(text) < 20_000 or pick.random() < 0.2:
         check_documents(text)
 

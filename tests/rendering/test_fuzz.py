@@ -58,6 +58,15 @@ def test_named_texts_in_all_settings(settings: int, text: str) -> None:
         fuzz_checks.check_documents(text)
 
 
+@pytest.mark.parametrize("empty", ["", "\0", "\u200b"])
+def test_an_empty_text_beside_one_that_is_too_long(empty: str) -> None:
+    number = next(i for i, settings in enumerate(fuzz_checks.SETTINGS) if settings.get("seq_length") == 24)
+    build, text = fuzz_checks.renderer(number), fuzz_texts.plain_text(3000)
+    for first, second in ((empty, text), (text, empty), (empty, empty)):
+        fuzz_checks.check_pair(build, first, second)
+    assert build.render_pair(empty, text).num_patches >= 22
+
+
 def test_a_wrong_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     build = fuzz_checks.renderer(2)
     page = build.render("A page, drawn as it should be.")
