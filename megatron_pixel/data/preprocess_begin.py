@@ -70,23 +70,26 @@ class Beginning:
 
     def _look_back(self, facts: dict[str, Any]) -> dict[str, Any] | None:
         work = self._work
-        if self._restart and not work.has(COMMIT):
+        if self._restart:
             work.clear()
         earlier = work.read(_SETTINGS)
         unlike = difference(earlier, facts) if earlier else None
         if work.has(COMMIT):
             known: dict[str, Any] = work.read(COMMIT)
-            if os.path.exists(manifest_path(work.prefix)) and (unlike or self._restart):
-                work.clear()  # that dataset is whole, and this run makes another one
-            elif not unlike:
+            if not unlike:
                 commit(work)
                 return known
-        elif not earlier:
+            if os.path.exists(manifest_path(work.prefix)):
+                work.clear()  # that dataset is whole, and this run makes another one
+                earlier = unlike = None
+        if not work.has(COMMIT):  # what is at the prefix is not of this work
             try:
                 self._refuse_existing()
             except UserError:
-                work.remove()  # a folder without settings is what a run left that had hardly begun
+                if not earlier:
+                    work.clear()  # a folder without settings is what a run left that had hardly begun
                 raise
+        if not earlier:
             work.clear()
         if unlike:
             raise UserError(

@@ -253,14 +253,14 @@ class _Run:
         reader, recipe, work, converter = self._reader, self._recipe, self.work, self._converter
         assert converter is not None
         total, used = add_up(work, len(self._parts))
+        self._worthless = total.tally.documents == 0
         if plan.limited:
             total.skipped = dict(work.read(f"{SPOOL}-{0:06d}.json")["skipped"])
         else:
             for file in plan.files:
                 if not total.records.get(file.source):
                     refuse(empty_file(file.name), reader.options, total.skipped)
-        if total.tally.documents == 0:
-            self._worthless = True
+        if self._worthless:
             skips = "".join(f", {count:,} x {reason}" for reason, count in sorted(total.skipped.items()))
             raise UserError(f"no documents in {', '.join(reader.paths)}{skips}; nothing was written")
         manifest = Manifest(

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,37 @@ def test_work_of_other_settings_or_inputs_is_refused(corpus, recipe, tmp_path, c
     assert len(list((tmp_path / "p.work").glob("part-*.json"))) == parts
     change.get("reading", {}).pop("key", None)
     assert run(corpus, other, prefix, **change, restart=True).found == Tally()
+
+
+def test_work_that_would_replace_a_dataset_asks_again(corpus, recipe, tmp_path):
+    prefix = tmp_path / "p"
+    run(corpus[:1], recipe, prefix)
+    before = digest(prefix)
+    assert in_child(lambda: (kill_before(90), run(corpus, recipe, prefix, overwrite=True))) == -signal.SIGKILL
+    with pytest.raises(UserError, match=r"p\.manifest\.json exists"):
+        run(corpus, recipe, prefix)
+    assert len(list((tmp_path / "p.work").glob("part-*.json"))) > 1
+    shutil.rmtree(tmp_path / "p.work")
+    assert digest(prefix) == before
+
+
+@pytest.mark.parametrize("again", ["the same", "restart", "other settings"])
+def test_a_dataset_that_only_lacks_its_names(corpus, recipe, tmp_path, monkeypatch, again):
+    def never(work: WorkFolder) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preprocess_assemble, "commit", never)
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, recipe, tmp_path / "p")
+    monkeypatch.undo()
+    assert (tmp_path / "p.work" / "commit.json").exists()
+    if again == "other settings":
+        with pytest.raises(UserError, match="--restart to discard it"):
+            run(corpus, recipe, tmp_path / "p", part_bytes=300)
+    report = run(corpus, recipe, tmp_path / "p", restart=again != "the same")
+    assert report.total.documents == 60
+    assert (report.found.documents == 60) == (again == "the same")
+    assert sorted(digest(tmp_path / "p"))[0] == "p.heldout.tokens.bin"
 
 
 def test_a_second_run_at_a_prefix_is_refused(corpus, recipe, tmp_path, monkeypatch):
