@@ -19,6 +19,9 @@ L, R, AL, EN, ES, ET, AN, CS, NSM, BN, B, S, WS, ON, LRE, LRO, RLE, RLO, PDF, LR
 MAX_DEPTH = 125  # BD2
 MAX_OPEN_BRACKETS = 63  # BD16
 REMOVED = 255  # level of characters removed by X9, until they get their neighbour's
+# Arabic numbers count: neutrals between two of them turn right-to-left (N1). So does every control that starts an
+# embedding, an override or an isolate.
+TURNING = (R, AL, AN, LRE, LRO, RLE, RLO, LRI, RLI, FSI)
 FIRST_RTL = 0x590  # no character before it is right-to-left or changes direction
 
 
@@ -56,13 +59,9 @@ def visual_runs(levels: np.ndarray) -> np.ndarray:
 
 @njit(cache=True)
 def _has_rtl(codepoints: np.ndarray, bidi_class: np.ndarray) -> bool:
-    for codepoint in codepoints:
-        if codepoint >= FIRST_RTL:
-            kind = bidi_class[codepoint]
-            # Arabic numbers count: neutrals between two of them turn right-to-left (N1). So does every control that
-            # starts an embedding, an override or an isolate.
-            if kind in (R, AL, AN, LRE, LRO, RLE, RLO, LRI, RLI, FSI):
-                return True
+    for codepoint in codepoints:  # noqa: SIM110 (compiled)
+        if codepoint >= FIRST_RTL and bidi_class[codepoint] in TURNING:
+            return True
     return False
 
 

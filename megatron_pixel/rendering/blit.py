@@ -14,7 +14,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from megatron_pixel.rendering.shaping import GLYPH, X, Y
+from megatron_pixel.rendering.shaping import COUNT, FIRST, PLACE
+from megatron_pixel.rendering.words import GLYPH, X, Y
 
 ABSENT = -1
 # Rows of the int32 table of sprites: first column in the gray cells and in the color cells (ABSENT where it has none),
@@ -101,8 +102,7 @@ def choose_sprites(
     right: int,
     origin: int,
     glyphs: np.ndarray,
-    run_glyphs: np.ndarray,
-    run_x: np.ndarray,
+    runs: np.ndarray,
     order: np.ndarray,
     table: np.ndarray,
     lifted: np.ndarray,
@@ -120,8 +120,9 @@ def choose_sprites(
     count, absent = 0, 0
     has_color = False
     for r in order:
-        for k in range(run_glyphs[r], run_glyphs[r + 1]):
-            glyph, up = glyphs[GLYPH, k], glyphs[Y, k]
+        start = origin + runs[r, PLACE]
+        for k in range(runs[r, FIRST], runs[r, FIRST] + runs[r, COUNT]):
+            glyph, up = glyphs[k, GLYPH], glyphs[k, Y]
             if up == 0:
                 sprite = table[PLAIN, glyph]
             elif table[LIFTED, glyph] == ABSENT:
@@ -135,7 +136,7 @@ def choose_sprites(
                     missing[absent, 1] = up
                     absent += 1
                 continue
-            pen = origin + run_x[r] + glyphs[X, k]
+            pen = start + glyphs[k, X]
             first = pen + sprites[BEARING, sprite]
             last = first + sprites[WIDTH, sprite]
             if first >= right or last < left:

@@ -8,6 +8,8 @@ compiled loop on disk, and nothing compiles at start-up after the first time on 
 import ctypes
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,14 +48,22 @@ def library() -> ctypes.CDLL:
         ("hb_face_create", pointer, [pointer, unsigned]),
         ("hb_face_get_glyph_count", unsigned, [pointer]),
         ("hb_face_reference_table", pointer, [pointer, ctypes.c_uint32]),
+        ("hb_blob_get_data", pointer, [pointer, pointer]),
         ("hb_blob_get_length", unsigned, [pointer]),
         ("hb_face_collect_unicodes", None, [pointer, pointer]),
+        ("hb_ot_layout_get_glyphs_in_class", None, [pointer, integer, pointer]),
+        ("hb_ot_layout_lookup_collect_glyphs", None, [pointer, unsigned, unsigned, *[pointer] * 4]),
+        ("hb_script_get_horizontal_direction", integer, [unsigned]),
+        ("hb_shape_plan_create", pointer, [pointer, pointer, pointer, unsigned, pointer]),
+        ("hb_shape_plan_destroy", None, [pointer]),
+        ("hb_ot_shape_plan_collect_lookups", None, [pointer, unsigned, pointer]),
         ("hb_set_create", pointer, []),
         ("hb_set_get_population", unsigned, [pointer]),
         ("hb_set_next_many", unsigned, [pointer, ctypes.c_uint32, pointer, unsigned]),
         ("hb_set_destroy", None, [pointer]),
         ("hb_face_destroy", None, [pointer]),
         ("hb_font_create", pointer, [pointer]),
+        ("hb_font_get_nominal_glyphs", unsigned, [pointer, unsigned, pointer, unsigned, pointer, unsigned]),
         ("hb_font_get_glyph_h_advances", None, [pointer, unsigned, pointer, unsigned, pointer, unsigned]),
         ("hb_font_set_scale", None, [pointer, integer, integer]),
         ("hb_font_destroy", None, [pointer]),
@@ -85,6 +95,39 @@ def script_tag(name: str) -> int:
     return int.from_bytes(name.encode("ascii"), "big")
 
 
+def native_direction(script: int) -> int | None:
+    """The direction that a script (``hb_script_t``) is written in; None for either."""
+    return library().hb_script_get_horizontal_direction(script) or None
+
+
+class _SegmentProperties(ctypes.Structure):
+    """hb_segment_properties_t."""
+
+    _fields_ = (
+        ("direction", ctypes.c_int),
+        ("script", ctypes.c_uint32),
+        ("language", ctypes.c_void_p),
+        ("reserved1", ctypes.c_void_p),
+        ("reserved2", ctypes.c_void_p),
+    )
+
+
+@contextmanager
+def _glyph_sets(count: int) -> Iterator[list[int]]:
+    """Addresses of so many empty hb_set_t."""
+    sets = [library().hb_set_create() for _ in range(count)]
+    yield sets
+    for members in sets:
+        library().hb_set_destroy(members)
+
+
+def _members(members: int) -> np.ndarray:
+    """uint32: what is in an hb_set_t, sorted."""
+    found = np.empty(library().hb_set_get_population(members), dtype=np.uint32)
+    library().hb_set_next_many(members, 0xFFFFFFFF, found.ctypes.data, len(found))
+    return found
+
+
 class ShapingFont:
     """An ``hb_font_t``, its em ``scale`` wide and high in units of 1/PIXEL; variable fonts are left at their default.
 
@@ -109,21 +152,57 @@ class ShapingFont:
 
     def has_table(self, tag: str) -> bool:
         """Whether the font file has the table ``tag``, such as ``COLR``."""
+        return len(self.table(tag)) > 0
+
+    def table(self, tag: str) -> bytes:
+        """The bytes of a table, none where the font lacks it."""
         hb = library()
-        table = hb.hb_face_reference_table(self._face, script_tag(tag))
-        length = hb.hb_blob_get_length(table)
-        hb.hb_blob_destroy(table)
-        return length > 0
+        blob = hb.hb_face_reference_table(self._face, script_tag(tag))
+        length = hb.hb_blob_get_length(blob)
+        data = ctypes.string_at(hb.hb_blob_get_data(blob, None), length) if length else b""
+        hb.hb_blob_destroy(blob)
+        return data
 
     def codepoints(self) -> np.ndarray:
         """uint32: the characters that the font has glyphs for, sorted."""
+        with _glyph_sets(1) as (members,):
+            library().hb_face_collect_unicodes(self._face, members)
+            return _members(members)
+
+    def nominal_glyphs(self, codepoints: np.ndarray) -> np.ndarray:
+        """uint32 [k]: the glyphs of characters (uint32 [k]) of the font before shaping."""
+        glyphs = np.zeros(len(codepoints), dtype=np.uint32)
+        codepoints = np.ascontiguousarray(codepoints)
+        library().hb_font_get_nominal_glyphs(
+            self.address, len(codepoints), codepoints.ctypes.data, 4, glyphs.ctypes.data, 4
+        )
+        return glyphs
+
+    def glyphs_of_class(self, kind: int) -> np.ndarray:
+        """uint32: the glyphs of a class of GDEF (1 base, 2 ligature, 3 mark), sorted."""
+        with _glyph_sets(1) as (members,):
+            library().hb_ot_layout_get_glyphs_in_class(self._face, kind, members)
+            return _members(members)
+
+    def lookups(self, script: int, direction: int) -> list[tuple[str, int]]:
+        """Tables (GSUB, GPOS) and numbers of the lookups that shaping text of this script and direction applies."""
         hb = library()
-        members = hb.hb_set_create()
-        hb.hb_face_collect_unicodes(self._face, members)
-        found = np.empty(hb.hb_set_get_population(members), dtype=np.uint32)
-        hb.hb_set_next_many(members, 0xFFFFFFFF, found.ctypes.data, len(found))
-        hb.hb_set_destroy(members)
+        properties = _SegmentProperties(direction, script, None, None, None)
+        plan = hb.hb_shape_plan_create(self._face, ctypes.addressof(properties), None, 0, None)
+        found: list[tuple[str, int]] = []
+        for table in ("GSUB", "GPOS"):
+            with _glyph_sets(1) as (numbers,):
+                hb.hb_ot_shape_plan_collect_lookups(plan, script_tag(table), numbers)
+                found += [(table, number) for number in _members(numbers).tolist()]
+        hb.hb_shape_plan_destroy(plan)
         return found
+
+    def lookup_glyphs(self, table: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Glyphs (uint32, sorted) that a lookup reads at any place, that it may change, and that it may put there."""
+        with _glyph_sets(4) as sets:
+            library().hb_ot_layout_lookup_collect_glyphs(self._face, script_tag(table), number, *sets)
+            before, changed, after, put = map(_members, sets)
+        return np.unique(np.concatenate([before, changed, after])), changed, put
 
     def advances(self) -> np.ndarray:
         """int32 [glyphs]: horizontal advances in units of 1/PIXEL."""

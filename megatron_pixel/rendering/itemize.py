@@ -1,18 +1,9 @@
-"""From characters to runs: what every character is drawn as, in which font, and where one call of HarfBuzz ends."""
+"""From characters to fonts: what every character is drawn as, in which font, and where a page may end."""
 
 import numpy as np
 from numba import njit
 
-from megatron_pixel.rendering.shaping import (
-    CLUSTER_BOUNDARY,
-    END,
-    FONT,
-    LEVEL,
-    PARAGRAPH,
-    SCRIPT,
-    START,
-    WORD_BOUNDARY,
-)
+from megatron_pixel.rendering.shaping import CLUSTER_BOUNDARY, WORD_BOUNDARY
 from megatron_pixel.rendering.unicode_tables import (
     DEFAULT_IGNORABLE,
     EMOJI,
@@ -26,9 +17,6 @@ from megatron_pixel.rendering.unicode_tables import (
 
 NO_FONT = 255
 
-# A run is shaped in pieces of whole words, so that a long document is not shaped far beyond the end of its page; a
-# word as long as this is cut anyway, so that no text takes more than linear time.
-_PIECE, _LONGEST_RUN = 384, 2048
 _LONGEST_CLUSTER = 64
 
 # Bits of ``word_class``: a page may end after a character of the first kind that stands before one of the second.
@@ -37,12 +25,12 @@ _UNSPACED = ("Hani", "Hira", "Kana", "Bopo", "Yiii")
 _NEVER_FIRST = "々ーゝゞヽヾ〻ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶ・：；！？‼⁇⁈⁉、。，．｡､｜～〜…‥％"
 _NEVER_LAST = "＄￥￡"
 
-_SPACE = 0x20
+SPACE = 0x20
 _NOTHING = 0x2060  # WORD JOINER: never drawn, joins nothing, in no bidi run of its own
 _TEXT_STYLE, _EMOJI_STYLE, _KEYCAP, _JOINER = 0xFE0E, 0xFE0F, 0x20E3, 0x200D
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def replace_controls(codepoints: np.ndarray, drawn: np.ndarray, paragraphs: np.ndarray) -> None:
     """Say what each character is drawn as (``drawn``, uint32 [n]) and which ends a paragraph (``paragraphs``, bool).
 
@@ -56,13 +44,13 @@ def replace_controls(codepoints: np.ndarray, drawn: np.ndarray, paragraphs: np.n
         shown = c
         if c < 0x20 or 0x7F <= c < 0xA0:
             if 9 <= c <= 13 or c == 0x85:
-                shown = np.uint32(_NOTHING if c == 10 and before == 13 else _SPACE)
+                shown = np.uint32(_NOTHING if c == 10 and before == 13 else SPACE)
                 paragraphs[i] = c == 10 or c == 13 or c == 0x85
             else:
                 shown = np.uint32(_NOTHING)
         elif c >= 0x2028:
             if c <= 0x2029:
-                shown = np.uint32(_SPACE)
+                shown = np.uint32(SPACE)
                 paragraphs[i] = c == 0x2029
             elif 0xD800 <= c < 0xE000:
                 shown = np.uint32(0xFFFD)
@@ -70,22 +58,22 @@ def replace_controls(codepoints: np.ndarray, drawn: np.ndarray, paragraphs: np.n
         before = c
 
 
-@njit(cache=True)
-def _covers(masks: np.ndarray, row: int, font: int) -> bool:
+@njit(cache=True, nogil=True)
+def covers(masks: np.ndarray, row: int, font: int) -> bool:
     return (masks[row, font >> 6] >> np.uint64(font & 63)) & np.uint64(1) != 0
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _has_cluster(
     drawn: np.ndarray, start: int, end: int, flags: np.ndarray, coverage: np.ndarray, masks: np.ndarray, font: int
 ) -> bool:
     for i in range(start, end):
-        if not flags[drawn[i]] & DEFAULT_IGNORABLE and not _covers(masks, coverage[drawn[i]], font):
+        if not flags[drawn[i]] & DEFAULT_IGNORABLE and not covers(masks, coverage[drawn[i]], font):
             return False
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _wants_color(drawn: np.ndarray, start: int, end: int, flags: np.ndarray) -> bool:
     """Whether the cluster is an emoji to be drawn in color (UTS #51)."""
     base = flags[drawn[start]]
@@ -108,7 +96,27 @@ def _wants_color(drawn: np.ndarray, start: int, end: int, flags: np.ndarray) -> 
     return False
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
+def lone_font(
+    base: int,
+    row: int,
+    current: int,
+    flags: np.ndarray,
+    script: np.ndarray,
+    masks: np.ndarray,
+    first_font: np.ndarray,
+) -> int:
+    """The font of a character that is a cluster by itself, NO_FONT where none has it; see :func:`choose_fonts`."""
+    font = first_font[row]
+    if flags[base] & (WHITE_SPACE | DEFAULT_IGNORABLE):
+        if font == NO_FONT or covers(masks, row, current) or flags[base] & DEFAULT_IGNORABLE:
+            font = current
+    elif font != 0 and script[base] <= INHERITED and covers(masks, row, current):
+        font = current
+    return font
+
+
+@njit(cache=True, nogil=True)
 def choose_fonts(
     drawn: np.ndarray,
     starts: np.ndarray,
@@ -139,17 +147,12 @@ def choose_fonts(
             end += 1
         base = drawn[start]
         row = coverage[base]
-        if color_font != NO_FONT and _covers(masks, row, color_font) and _wants_color(drawn, start, end, flags):
+        if color_font != NO_FONT and covers(masks, row, color_font) and _wants_color(drawn, start, end, flags):
             fonts[start:end] = color_font
             start = end
             continue
         if end == start + 1:
-            font = first_font[row]
-            if flags[base] & (WHITE_SPACE | DEFAULT_IGNORABLE):
-                if font == NO_FONT or _covers(masks, row, current) or flags[base] & DEFAULT_IGNORABLE:
-                    font = current
-            elif font != 0 and script[base] <= INHERITED and _covers(masks, row, current):
-                font = current
+            font = lone_font(base, row, current, flags, script, masks, first_font)
             whole = True
         else:
             sticky = script[base] <= INHERITED and first_font[row] != 0
@@ -161,70 +164,19 @@ def choose_fonts(
                         font, whole = candidate, True
                         break
         if font == NO_FONT:
-            font = color_font if color_font != NO_FONT and _covers(masks, row, color_font) else 0
+            font = color_font if color_font != NO_FONT and covers(masks, row, color_font) else 0
         fonts[start:end] = font
         if not whole:
             for i in range(start + 1, end):
                 own = coverage[drawn[i]]
-                if flags[drawn[i]] & DEFAULT_IGNORABLE == 0 and not _covers(masks, own, font):
+                if flags[drawn[i]] & DEFAULT_IGNORABLE == 0 and not covers(masks, own, font):
                     fonts[i] = first_font[own] if first_font[own] != NO_FONT else font
         if font != color_font:
             current = font
         start = end
 
 
-@njit(cache=True)
-def make_runs(
-    drawn: np.ndarray,
-    starts: np.ndarray,
-    fonts: np.ndarray,
-    scripts: np.ndarray,
-    script_group: np.ndarray,
-    color_font: int,
-    levels: np.ndarray,
-    paragraphs: np.ndarray,
-    runs: np.ndarray,
-) -> int:
-    """Cut the text where font, script, bidi level or paragraph change; returns the number of rows of ``runs``.
-
-    ``script_group`` (uint8 by script id) names one script for those that are shaped alike and alternate within words
-    (kanji and kana). A paragraph's end is a run of its own, so that the space in its place stands at the right of it.
-    Rows: see :mod:`megatron_pixel.rendering.shaping`.
-    """
-    n = len(drawn)
-    count = 0
-    paragraph = 0
-    start = 0
-    while start < n:
-        font, level = fonts[start], levels[start]
-        group = script_group[scripts[start]]
-        end = start + 1
-        if not paragraphs[start]:
-            while end < n and fonts[end] == font and levels[end] == level and not paragraphs[end]:
-                if script_group[scripts[end]] != group and font != color_font:
-                    break
-                size = end - start
-                if starts[end] and drawn[end - 1] == _SPACE and drawn[end] != _SPACE and size >= _PIECE:
-                    break
-                if size >= _LONGEST_RUN:
-                    break
-                end += 1
-        elif start > 0:
-            paragraph += 1
-        runs[count, START] = start
-        runs[count, END] = end
-        runs[count, FONT] = font
-        runs[count, SCRIPT] = 0 if font == color_font else group
-        runs[count, LEVEL] = level
-        runs[count, PARAGRAPH] = paragraph
-        if paragraphs[start]:
-            paragraph += 1
-        count += 1
-        start = end
-    return count
-
-
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def mark_boundaries(
     codepoints: np.ndarray,
     starts: np.ndarray,

@@ -15,30 +15,26 @@ from megatron_pixel.rendering.harfbuzz import (
     function_addresses,
     script_tag,
 )
-from megatron_pixel.rendering.itemize import (
-    NO_FONT,
-    choose_fonts,
-    make_runs,
-    mark_boundaries,
-    replace_controls,
-    word_classes,
-)
+from megatron_pixel.rendering.itemize import NO_FONT, choose_fonts, mark_boundaries, replace_controls, word_classes
+from megatron_pixel.rendering.runs import make_runs, make_styles
+from megatron_pixel.rendering.seams import Seams
+from megatron_pixel.rendering.segments import assign_scripts, mark_grapheme_starts
 from megatron_pixel.rendering.shaping import (
+    COUNT,
     END,
-    GLYPH_ROWS,
+    FIRST,
+    IS_WORD,
     NO_ROOM,
+    PARAGRAPH,
     RUN_COLUMNS,
     find_cut,
     last_shown,
     place_runs,
     shape_runs,
 )
-from megatron_pixel.rendering.unicode_tables import (
-    GENERAL_CATEGORIES,
-    assign_scripts,
-    load_tables,
-    mark_grapheme_starts,
-)
+from megatron_pixel.rendering.simple_text import character_traits, itemize_simple
+from megatron_pixel.rendering.unicode_tables import GENERAL_CATEGORIES, load_tables
+from megatron_pixel.rendering.words import WordCache
 
 # A page shows at most as many characters as it has pixel columns, and this many: characters without width would
 # otherwise never fill it.
@@ -49,7 +45,7 @@ _WIDEST = 2**31 - 1
 _SHAPED_ALIKE = {"Hira": "Hani", "Kana": "Hani", "Bopo": "Hani"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
     """A text laid out. The arrays are scratch of the :class:`Layout`: they hold until its next call."""
 
@@ -58,16 +54,34 @@ class Line:
     width: int
     """Pixels from the start of the first glyph to the end of the last one's advance."""
     glyphs: np.ndarray
-    """int32 [5, room]; see :mod:`megatron_pixel.rendering.shaping`."""
-    run_glyphs: np.ndarray
-    """int32 [runs + 1]: where each run's glyphs begin."""
-    run_x: np.ndarray
-    """int32 [runs]: pixels from the start of the line to each run."""
+    """int32 [room, 5]; see :mod:`megatron_pixel.rendering.words`."""
+    runs: np.ndarray
+    """int32 [runs, 11], which name their glyphs and places; see :mod:`megatron_pixel.rendering.shaping`."""
+    order: np.ndarray
+    """int32 [runs]: the runs from left to right."""
 
     def kept(self) -> "Line":
         """A copy that outlives the next call of the layout."""
-        used = self.run_glyphs[-1]
-        return replace(self, glyphs=self.glyphs[:, :used].copy(), run_glyphs=self.run_glyphs.copy())
+        runs = self.runs.copy()
+        counts = runs[:, COUNT]
+        firsts = np.cumsum(counts, dtype=np.int32) - counts
+        glyphs = self.glyphs[np.repeat(runs[:, FIRST] - firsts, counts) + np.arange(counts.sum())]
+        runs[:, FIRST] = firsts
+        return replace(self, glyphs=glyphs, runs=runs, order=self.order.copy())
+
+
+@dataclass(frozen=True, slots=True)
+class _Itemized:
+    """A text cut into runs. The arrays are scratch, as those of a :class:`Line`."""
+
+    drawn: np.ndarray
+    """uint32 [n]: what is drawn for each character."""
+    starts: np.ndarray
+    """bool [n]: first characters of grapheme clusters."""
+    runs: np.ndarray
+    """int32 [runs, 11]."""
+    strong: int
+    """The first character with a script of its own, n where there is none; -1 where the text is not simple."""
 
 
 class Layout:
@@ -94,9 +108,11 @@ class Layout:
         self._functions = function_addresses()
         self._buffer = ShapingBuffer()
         self._count = np.zeros(1, dtype=np.uint32)
-        self._glyphs = np.zeros((GLYPH_ROWS, 8192), dtype=np.int32)
-        self._run_glyphs = np.zeros(1, dtype=np.int32)
-        self._run_width = np.zeros(0, dtype=np.int32)
+        self._features = np.zeros(0, dtype=np.uint32)
+        self._traits = character_traits(self._tables, self._coverage, self.color_font)
+        self._seams = Seams(self._shaping_fonts, self._tables)
+        self._cache = WordCache()
+        self._make_scratch(4096)
 
     def glyph_advances(self) -> np.ndarray:
         """int16 [glyphs of all fonts]: advances in pixels before shaping, rounded as shaping rounds them."""
@@ -119,13 +135,13 @@ class Layout:
             enough = _WIDEST  # what stands at the left may be the end of the text
         else:
             codepoints = codepoints[: self.most_characters(limit)]
-        runs, drawn, starts = self._itemize(codepoints, base)
-        shaped, width = self._shape(drawn, runs, 0, enough)
-        line = self._place(runs[:shaped], total)
+        text = self._itemize(codepoints, base)
+        shaped, width = self._shape(text.drawn, text.runs, 0, enough)
+        line = self._place(text.runs[:shaped], total)
         if width <= limit and len(codepoints) == total:
             return line
-        shown = last_shown(line.glyphs, line.run_glyphs, line.run_x, limit)
-        following = np.flatnonzero(starts[shown + 1 :])
+        shown = last_shown(line.runs, line.glyphs, limit)
+        following = np.flatnonzero(text.starts[shown + 1 :])
         end = shown + 1 + int(following[0]) if len(following) else len(codepoints)
         return replace(line, end=end, width=max(width, limit + 1))
 
@@ -139,45 +155,100 @@ class Layout:
         # Most pages are full long before they have as many characters as pixels.
         for size in sorted({min(limit // 4 + _SPARE_CHARACTERS, most), most}):
             window = codepoints[:size]
-            runs, drawn, starts = self._itemize(window)
-            shaped, width = self._shape(drawn, runs, 0, limit)
+            text = self._itemize(window)
+            shaped, width = self._shape(text.drawn, text.runs, 0, limit)
             if width > limit:
                 break
-        if width <= limit and size == total:
-            return self._place(runs, total)
+        if (width <= limit and size == total) or total == 0:
+            return self._place(text.runs, total)
 
-        boundaries = np.empty(size, dtype=np.uint8)
-        mark_boundaries(window, starts, self._tables.flags, self._word_class, boundaries)
+        seen = min(int(text.runs[shaped - 1, END]) + 1, size)
+        boundaries = np.empty(seen, dtype=np.uint8)
+        mark_boundaries(window[:seen], text.starts, self._tables.flags, self._word_class, boundaries)
         end = size
-        while cut := find_cut(runs, shaped, self._glyphs, self._run_glyphs, boundaries, limit, end):
+        while cut := find_cut(text.runs, shaped, self._cache.glyphs, boundaries, limit, end):
             end = cut
-            previous = runs[:shaped]
-            runs, drawn, _ = self._itemize(codepoints[:end])
-            same = _common_runs(previous, runs, end - _CONTEXT)
-            shaped, width = self._shape(drawn, runs, same, limit)
+            before = text.runs[:shaped].copy()
+            text = self._cut(text, codepoints, end)
+            same = _common_runs(before, text.runs, end - _CONTEXT)
+            text.runs[:same] = before[:same]
+            shaped, width = self._shape(text.drawn, text.runs, same, limit)
             # Alone, the text may be a little wider than as the beginning of a longer one: letters at its end may
             # take another form.
             if width <= limit:
                 break
         else:
-            shaped, width = self._shape(drawn, runs, shaped, _WIDEST)  # one letter, wider than a page
-        return self._place(runs, end)
+            shaped, width = self._shape(text.drawn, text.runs, shaped, _WIDEST)  # one letter, wider than a page
+        return self._place(text.runs, end)
 
-    def _itemize(self, codepoints: np.ndarray, base: int = -1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Runs (int32 [k, 6]), what is drawn for each character (uint32 [n]), and first characters of clusters."""
+    def _cut(self, text: _Itemized, codepoints: np.ndarray, end: int) -> _Itemized:
+        """Itemize ``codepoints[:end]``, given the same of more of it."""
+        if not 0 <= text.strong < end and text.strong != len(text.drawn):
+            return self._itemize(codepoints[:end])
+        # Simple text is itemized from left to right, so its beginning is the same.
+        count = int(np.searchsorted(text.runs[:, END], end)) + 1
+        runs = text.runs[:count]
+        if runs[-1, END] > end:
+            runs[-1, END] = end
+            runs[-1, IS_WORD] = 0  # what ends it has not been looked at
+        return _Itemized(text.drawn[:end], text.starts[:end], runs, min(text.strong, end))
+
+    def _make_scratch(self, length: int) -> None:
+        self._drawn = np.empty(length, dtype=np.uint32)
+        self._starts = np.empty(length, dtype=np.bool_)
+        self._styles = np.empty(length, dtype=np.uint32)
+        self._runs = np.empty((length, RUN_COLUMNS), dtype=np.int32)
+        self._order = np.empty(length, dtype=np.int32)
+
+    def _itemize(self, codepoints: np.ndarray, base: int = -1) -> _Itemized:
+        """Cut a text (uint32 [n]) into runs; ``base`` is the level of its paragraphs, -1 for that of their letters."""
         n = len(codepoints)
-        tables = self._tables
-        drawn = np.empty(n, dtype=np.uint32)
+        if n > len(self._drawn):
+            self._make_scratch(2 * n)
+        drawn, starts, styles = self._drawn[:n], self._starts[:n], self._styles[:n]
+        tables, coverage, seams = self._tables, self._coverage, self._seams
+        strong = -1
+        if base != 1:
+            strong = itemize_simple(
+                codepoints,
+                self._traits,
+                self._one_paragraph,
+                tables.flags,
+                tables.script,
+                tables.script_extension,
+                tables.script_sets,
+                tables.bracket,
+                coverage.row,
+                coverage.masks,
+                coverage.first_font,
+                self._script_group,
+                self.color_font,
+                drawn,
+                starts,
+                styles,
+            )
+        if strong < 0:
+            self._itemize_fully(codepoints, base, drawn, starts, styles)
+        while True:
+            count = make_runs(drawn, starts, styles, seams.plans, seams.kinds, seams.pages, seams.masks, self._runs)
+            if count >= 0:
+                return _Itemized(drawn, starts, self._runs[:count], strong)
+            style = int(styles[-1 - count])
+            seams.add(style & 255, style >> 8 & 255, style >> 16 & 1)
+
+    def _itemize_fully(
+        self, codepoints: np.ndarray, base: int, drawn: np.ndarray, starts: np.ndarray, styles: np.ndarray
+    ) -> None:
+        n = len(codepoints)
+        tables, coverage = self._tables, self._coverage
         paragraphs = np.empty(n, dtype=np.bool_)
         replace_controls(codepoints, drawn, paragraphs)
         if self._one_paragraph:
             paragraphs[:] = False
-        starts = np.empty(n, dtype=np.bool_)
         mark_grapheme_starts(codepoints, tables.grapheme_break, starts)
         scripts = np.empty(n, dtype=np.uint8)
         assign_scripts(drawn, tables.script, tables.script_extension, tables.script_sets, tables.bracket, scripts)
         fonts = np.empty(n, dtype=np.uint8)
-        coverage = self._coverage
         choose_fonts(
             drawn,
             starts,
@@ -190,9 +261,7 @@ class Layout:
             fonts,
         )
         levels = self._levels(drawn, paragraphs, base)
-        runs = np.empty((n, RUN_COLUMNS), dtype=np.int32)
-        count = make_runs(drawn, starts, fonts, scripts, self._script_group, self.color_font, levels, paragraphs, runs)
-        return runs[:count], drawn, starts
+        make_styles(fonts, scripts, self._script_group, self.color_font, levels, paragraphs, styles)
 
     def _levels(self, drawn: np.ndarray, paragraphs: np.ndarray, base: int) -> np.ndarray:
         """Bidi levels, uint8 [n]: every paragraph takes its direction from its own first letter."""
@@ -202,9 +271,9 @@ class Layout:
 
     def _shape(self, drawn: np.ndarray, runs: np.ndarray, first: int, limit: int) -> tuple[int, int]:
         """Shape runs from ``first`` on until the width passes ``limit``; returns how many are shaped, and the width."""
-        if len(self._run_width) < len(runs):
-            self._run_width = _grown(self._run_width, len(runs))
-            self._run_glyphs = _grown(self._run_glyphs, len(runs) + 1)
+        cache = self._cache
+        if first == 0:
+            cache.start()
         while True:
             outcome, shaped, width = shape_runs(
                 drawn,
@@ -213,35 +282,31 @@ class Layout:
                 limit,
                 self._functions,
                 self._buffer.address,
+                self._features,
                 self._count,
                 self._fonts,
                 self.first_glyph,
                 self._script_tags,
-                self._glyphs,
-                self._run_glyphs,
-                self._run_width,
+                cache.slots,
+                cache.words,
+                cache.characters,
+                cache.glyphs,
+                cache.counters,
             )
             if outcome != NO_ROOM:
                 return shaped, width
             first = shaped
-            wider = np.zeros((GLYPH_ROWS, 2 * self._glyphs.shape[1]), dtype=np.int32)
-            wider[:, : self._glyphs.shape[1]] = self._glyphs
-            self._glyphs = wider
+            cache.grow(runs[:shaped, FIRST])
 
     def _place(self, runs: np.ndarray, end: int) -> Line:
-        run_x = np.empty(len(runs), dtype=np.int32)
-        width = place_runs(runs, self._run_width, run_x)
-        return Line(end, width, self._glyphs, self._run_glyphs[: len(runs) + 1], run_x)
+        order = self._order[: len(runs)]
+        width = place_runs(runs, order)
+        return Line(end, width, self._cache.glyphs, runs, order)
 
 
 def _common_runs(first: np.ndarray, second: np.ndarray, last_end: int) -> int:
     """How many leading runs are the same in both and end at ``last_end`` or before."""
     n = min(len(first), len(second))
-    same = (first[:n] == second[:n]).all(axis=1) & (first[:n, END] <= last_end)
+    columns = slice(0, PARAGRAPH + 1)
+    same = (first[:n, columns] == second[:n, columns]).all(axis=1) & (first[:n, END] <= last_end)
     return n if same.all() else int(np.argmin(same))
-
-
-def _grown(array: np.ndarray, length: int) -> np.ndarray:
-    grown = np.zeros(2 * length, dtype=array.dtype)
-    grown[: len(array)] = array
-    return grown

@@ -13,6 +13,7 @@ from megatron_pixel.rendering.fonts import find_fonts
 from megatron_pixel.rendering.layout import Layout, Line
 from megatron_pixel.rendering.page import Page
 from megatron_pixel.rendering.released import is_rtl
+from megatron_pixel.rendering.shaping import COUNT
 from megatron_pixel.rendering.sprites import SpritePage
 from megatron_pixel.rendering.unicode_tables import unicode_versions
 
@@ -214,8 +215,8 @@ class Renderer:
 
     def _choose_sprites(self, line: Line, left: int, right: int) -> tuple[np.ndarray, bool]:
         """int32 [2, k]: sprites of a line and the columns of their pens; and whether they show color."""
-        chosen = np.empty((2, int(line.run_glyphs[-1])), dtype=np.int32)
-        order = np.argsort(line.run_x, kind="stable")
+        room = int(line.runs[:, COUNT].sum())
+        chosen = np.empty((2, room), dtype=np.int32)
         atlas = self._atlas
         while True:
             count, missing, has_color = blit.choose_sprites(
@@ -223,9 +224,8 @@ class Renderer:
                 right,
                 left + _START,
                 line.glyphs,
-                line.run_glyphs,
-                line.run_x,
-                order,
+                line.runs,
+                line.order,
                 atlas.table,
                 atlas.lifted,
                 atlas.sprites,

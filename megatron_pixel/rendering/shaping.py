@@ -1,7 +1,7 @@
 """Shaping in compiled code: runs of text in, positioned glyphs in flat arrays out, and where to cut a page.
 
-A run is a row of an int32 array: its characters [start, end), font, script, bidi level and paragraph. Runs are shaped
-in logical order, so that measuring stops where a page is full; their visual order is applied afterwards.
+A run is a row of an int32 array. Runs are shaped in logical order, so that measuring stops where a page is full; their
+visual order is applied afterwards.
 """
 
 import numpy as np
@@ -23,20 +23,33 @@ from megatron_pixel.rendering.harfbuzz import (
     SET_SCRIPT,
     SHAPE,
 )
+from megatron_pixel.rendering.words import (
+    ADVANCE,
+    BACK,
+    CLUSTER,
+    FRONT,
+    GLYPH,
+    WORD_COUNT,
+    WORD_FIRST,
+    WORD_WIDTH,
+    X,
+    Y,
+    add_word,
+    find_word,
+    has_room,
+)
 
-# Columns of a run.
-START, END, FONT, SCRIPT, LEVEL, PARAGRAPH = range(6)
-RUN_COLUMNS = 6
-# Rows of the int32 array of glyphs: glyph number over all fonts, pen position within the run plus offset, offset
-# upwards, advance (all in pixels), first character.
-GLYPH, X, Y, ADVANCE, CLUSTER = range(5)
-GLYPH_ROWS = 5
+# Columns of a run: its characters [start, end), font, script, bidi level, paragraph, and whether it is a word for the
+# cache. Shaping adds its first glyph, their number and the width in pixels; placing, the pixels from the start of the
+# text to the run.
+START, END, FONT, SCRIPT, LEVEL, PARAGRAPH, IS_WORD, FIRST, COUNT, WIDTH, PLACE = range(11)
+RUN_COLUMNS = 11
 # What `shape_runs` came to.
 COMPLETE, FULL, NO_ROOM = range(3)
 # Bits of the flags that `find_cut` reads.
 WORD_BOUNDARY, CLUSTER_BOUNDARY = 1, 2
 
-_WORDS = 5  # hb_glyph_info_t and hb_glyph_position_t are five 32-bit words each
+_INFO_WORDS = 5  # hb_glyph_info_t and hb_glyph_position_t are five 32-bit words each
 
 
 @intrinsic
@@ -63,7 +76,7 @@ def _words_at(typing_context, address):  # type: ignore[no-untyped-def]
     return signature, generate
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def shape_runs(
     codepoints: np.ndarray,
     runs: np.ndarray,
@@ -71,86 +84,103 @@ def shape_runs(
     limit: int,
     functions: np.ndarray,
     buffer: int,
+    features: np.ndarray,
     count: np.ndarray,
     fonts: np.ndarray,
     first_glyph: np.ndarray,
     script_tags: np.ndarray,
+    slots: np.ndarray,
+    words: np.ndarray,
+    characters: np.ndarray,
     glyphs: np.ndarray,
-    run_glyphs: np.ndarray,
-    run_width: np.ndarray,
+    counters: np.ndarray,
 ) -> tuple[int, int, int]:
-    """Shape ``runs[first:]`` until the text is wider than ``limit`` pixels.
+    """Shape ``runs[first:]`` until the text is wider than ``limit`` pixels, words from the cache if they are there.
 
-    ``functions``, ``buffer``, ``fonts``: addresses in HarfBuzz; ``count``: uint32 [1], scratch; ``first_glyph``: where
-    each font's glyphs begin in the numbering over all fonts. Fills ``glyphs`` (int32 [5, room]), ``run_glyphs`` (where
-    each run's glyphs begin, one more than runs) and ``run_width``. Returns the outcome, the number of shaped runs and
-    their width.
+    ``functions``, ``buffer``, ``fonts``: addresses in HarfBuzz; ``features``: uint32 [4 k], hb_feature_t; ``count``:
+    uint32 [1], scratch; ``first_glyph``: where each font's glyphs begin in the numbering over all fonts; the last five
+    are the arrays of :class:`~megatron_pixel.rendering.words.WordCache`. Fills the columns FIRST, COUNT and WIDTH.
+    Returns the outcome, the number of shaped runs and their width.
     """
     width = 0
     for r in range(first):
-        width += run_width[r]
-    used = run_glyphs[first]
+        width += runs[r, WIDTH]
     text = codepoints.ctypes.data
     for r in range(first, len(runs)):
-        start, end, font = runs[r, START], runs[r, END], runs[r, FONT]
+        start, end, font = np.int64(runs[r, START]), np.int64(runs[r, END]), np.int64(runs[r, FONT])
+        script, backwards = np.int64(runs[r, SCRIPT]), np.int64(runs[r, LEVEL]) & 1
+        keep = runs[r, IS_WORD] != 0
+        tag, slot, key = np.int64(0), np.int64(0), np.int64(0)
+        if keep:
+            tag = font | script << 8 | backwards << 16
+            word, slot, key = find_word(codepoints, start, end, tag, slots, words, characters)
+            if word >= 0:
+                runs[r, FIRST] = words[word, WORD_FIRST]
+                runs[r, COUNT] = words[word, WORD_COUNT]
+                runs[r, WIDTH] = words[word, WORD_WIDTH]
+                width += words[word, WORD_WIDTH]
+                if width > limit:
+                    return FULL, r + 1, width
+                continue
+            keep = has_room(end - start, words, characters, counters)
+
         _call(functions[CLEAR], (buffer,))
         # The whole text is passed along, so that letters join across runs.
         _call(
             functions[ADD_UTF32],
             (buffer, text, np.int32(len(codepoints)), np.uint32(start), np.int32(end - start)),
         )
-        _call(functions[SET_DIRECTION], (buffer, np.int32(RIGHT_TO_LEFT if runs[r, LEVEL] & 1 else LEFT_TO_RIGHT)))
-        _call(functions[SET_SCRIPT], (buffer, script_tags[runs[r, SCRIPT]]))
-        _call(functions[SHAPE], (fonts[font], buffer, np.int64(0), np.uint32(0)))
+        _call(functions[SET_DIRECTION], (buffer, np.int32(RIGHT_TO_LEFT if backwards else LEFT_TO_RIGHT)))
+        _call(functions[SET_SCRIPT], (buffer, script_tags[script]))
+        _call(functions[SHAPE], (fonts[font], buffer, features.ctypes.data, np.uint32(len(features) // 4)))
         infos = _call(functions[GLYPH_INFOS], (buffer, count.ctypes.data))
         positions = _call(functions[GLYPH_POSITIONS], (buffer, count.ctypes.data))
         n = np.int64(count[0])
-        if used + n > glyphs.shape[1]:
+        if counters[FRONT] + n > counters[BACK]:
             return NO_ROOM, r, width
-        info = carray(_words_at(infos), n * _WORDS)
-        position = carray(_words_at(positions), n * _WORDS)
+        place = counters[FRONT]
+        if not keep:
+            counters[BACK] -= n
+            place = counters[BACK]
+        info = carray(_words_at(infos), n * _INFO_WORDS)
+        position = carray(_words_at(positions), n * _INFO_WORDS)
         pen = 0
         for k in range(n):
-            glyphs[GLYPH, used + k] = first_glyph[font] + info[k * _WORDS]
-            glyphs[CLUSTER, used + k] = info[k * _WORDS + 2]
+            glyph = glyphs[place + k]
+            glyph[GLYPH] = first_glyph[font] + info[k * _INFO_WORDS]
+            glyph[CLUSTER] = info[k * _INFO_WORDS + 2] - start
             # Whole pixels: every letter has one bitmap, as in Pango's rounded positions.
-            advance = (position[k * _WORDS] + PIXEL // 2) >> PIXEL_BITS
-            glyphs[X, used + k] = pen + ((position[k * _WORDS + 2] + PIXEL // 2) >> PIXEL_BITS)
-            glyphs[Y, used + k] = (position[k * _WORDS + 3] + PIXEL // 2) >> PIXEL_BITS
-            glyphs[ADVANCE, used + k] = advance
+            advance = (position[k * _INFO_WORDS] + PIXEL // 2) >> PIXEL_BITS
+            glyph[X] = pen + ((position[k * _INFO_WORDS + 2] + PIXEL // 2) >> PIXEL_BITS)
+            glyph[Y] = (position[k * _INFO_WORDS + 3] + PIXEL // 2) >> PIXEL_BITS
+            glyph[ADVANCE] = advance
             pen += advance
-        used += n
-        run_glyphs[r + 1] = used
-        run_width[r] = pen
+        runs[r, FIRST], runs[r, COUNT], runs[r, WIDTH] = place, n, pen
+        if keep:
+            add_word(codepoints, start, end, tag, slot, key, n, pen, slots, words, characters, counters)
         width += pen
         if width > limit:
             return FULL, r + 1, width
     return COMPLETE, len(runs), width
 
 
-@njit(cache=True)
-def find_cut(
-    runs: np.ndarray,
-    shaped: int,
-    glyphs: np.ndarray,
-    run_glyphs: np.ndarray,
-    boundaries: np.ndarray,
-    limit: int,
-    before: int,
-) -> int:
+@njit(cache=True, nogil=True)
+def find_cut(runs: np.ndarray, shaped: int, glyphs: np.ndarray, boundaries: np.ndarray, limit: int, before: int) -> int:
     """The last word boundary before ``before`` up to which the shaped text is at most ``limit`` pixels wide.
 
     Without one, the last cluster boundary; without that, the first one, so that every page shows something; without
-    any, 0. ``boundaries`` is uint8 [n] over the characters, flags of this module.
+    any, 0. ``boundaries`` is uint8 [n] over the characters up to the last shaped one and one more if there is one.
     """
     end = min(runs[shaped - 1, END], before)
     advance = np.zeros(end, dtype=np.int64)
-    for k in range(run_glyphs[shaped]):
-        if glyphs[CLUSTER, k] < end:
-            advance[glyphs[CLUSTER, k]] += glyphs[ADVANCE, k]
+    for r in range(shaped):
+        for k in range(runs[r, FIRST], runs[r, FIRST] + runs[r, COUNT]):
+            i = runs[r, START] + glyphs[k, CLUSTER]
+            if i < end:
+                advance[i] += glyphs[k, ADVANCE]
     width = 0
     word, cluster = 0, 0
-    for i in range(1, end):
+    for i in range(1, min(end + 1, before, len(boundaries))):
         width += advance[i - 1]
         if width > limit and cluster > 0:
             break
@@ -161,14 +191,15 @@ def find_cut(
     return word if word > 0 else cluster
 
 
-@njit(cache=True)
-def place_runs(runs: np.ndarray, run_width: np.ndarray, run_x: np.ndarray) -> int:
-    """Give every run its place, in pixels from the start of the text; returns the width of all.
+@njit(cache=True, nogil=True)
+def place_runs(runs: np.ndarray, order: np.ndarray) -> int:
+    """Give every run its PLACE and ``order`` (int32 [runs]) the runs from left to right; returns the width of all.
 
     Paragraphs follow each other from left to right; inside one the runs are reordered by rule L2 of UAX #9.
     """
     n = len(runs)
-    order = np.arange(n)
+    for r in range(n):
+        order[r] = r
     first = 0
     while first < n:
         last = first
@@ -190,17 +221,17 @@ def place_runs(runs: np.ndarray, run_width: np.ndarray, run_x: np.ndarray) -> in
         first = last
     x = 0
     for r in order:
-        run_x[r] = x
-        x += run_width[r]
+        runs[r, PLACE] = x
+        x += runs[r, WIDTH]
     return x
 
 
-@njit(cache=True)
-def last_shown(glyphs: np.ndarray, run_glyphs: np.ndarray, run_x: np.ndarray, limit: int) -> int:
+@njit(cache=True, nogil=True)
+def last_shown(runs: np.ndarray, glyphs: np.ndarray, limit: int) -> int:
     """The last character in logical order whose glyph begins within the first ``limit`` pixels of the line."""
     last = 0
-    for r in range(len(run_x)):
-        for k in range(run_glyphs[r], run_glyphs[r + 1]):
-            if run_x[r] + glyphs[X, k] < limit:
-                last = max(last, glyphs[CLUSTER, k])
+    for r in range(len(runs)):
+        for k in range(runs[r, FIRST], runs[r, FIRST] + runs[r, COUNT]):
+            if runs[r, PLACE] + glyphs[k, X] < limit:
+                last = max(last, runs[r, START] + glyphs[k, CLUSTER])
     return last

@@ -9,6 +9,8 @@ import pytest
 
 from megatron_pixel.rendering.page import Page
 from megatron_pixel.rendering.renderer import Renderer
+from megatron_pixel.rendering.shaping import COUNT, FIRST
+from megatron_pixel.rendering.words import GLYPH
 
 Build = Callable[..., Renderer]
 
@@ -30,7 +32,8 @@ def glyph_numbers(build: Renderer, text: str) -> list[int]:
     """Glyphs of the laid-out text from first to last run, numbered over all fonts."""
     codepoints = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     line = build._layout.fitting(codepoints, 10_000)
-    return line.glyphs[0, : line.run_glyphs[-1]].tolist()
+    places = line.runs[line.order][:, [FIRST, COUNT]].tolist()
+    return [glyph for first, count in places for glyph in line.glyphs[first : first + count, GLYPH].tolist()]
 
 
 GOLDEN = {

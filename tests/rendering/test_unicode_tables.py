@@ -10,7 +10,8 @@ import regex
 import unicodedata2
 
 from megatron_pixel.rendering import unicode_tables as ut
-from megatron_pixel.rendering.unicode_tables import UnicodeTables, grapheme_starts, load_tables, resolve_scripts
+from megatron_pixel.rendering.segments import grapheme_starts, resolve_scripts
+from megatron_pixel.rendering.unicode_tables import UnicodeTables, load_tables
 
 DATABASE = Path("/usr/share/unicode")
 
