@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ Task = tuple[int, int]
 
 _AHEAD = 2
 """Micro-batches in hand of each worker: it begins the next one while this process takes note of the one before."""
+_FIRST_SLOTS = 8
 _WINDOW = 4
 """Micro-batches for each worker that may be in hand or wait for an earlier one: some take longer than others."""
 _POLL_SECONDS = 0.1
@@ -94,17 +96,15 @@ def _least_busy(pool: "list[_Worker]") -> "_Worker | None":
     return worker if len(worker.in_hand) < _AHEAD else None
 
 
-class _Slot:
-    """Shared memory for one micro-batch."""
+class _Slot(NamedTuple):
+    """Shared memory for one micro-batch: a part of one of the files that a worker maps."""
 
-    def __init__(self, number: int, size: int) -> None:
-        self.number = number
-        self.file = _anonymous_file(size)
-        self.memory = np.frombuffer(mmap.mmap(self.file, size), np.uint8)
-
-    def close_file(self) -> None:
-        """Close the descriptor, which only travels to the worker; the memory stays mapped."""
-        os.close(self.file)
+    file: int
+    """Number of the file."""
+    start: int
+    """First byte in it."""
+    memory: np.ndarray
+    """uint8, these bytes."""
 
 
 class _Worker:
@@ -113,7 +113,7 @@ class _Worker:
     def __init__(self, reader: MixtureReader) -> None:
         self._reader = reader
         self._free: deque[_Slot] = deque()
-        self._slots = 0
+        self._slots = self._files = 0
         self._size = reader.batch_bytes
         self.in_hand: dict[int, _Slot] = {}
         """Slot of each task that it has been given and not answered."""
@@ -131,19 +131,30 @@ class _Worker:
 
     def give(self, number: int, task: Task) -> None:
         """Hand a task over."""
-        new = None
-        if self._free:
-            slot = self._free.pop()  # the last one freed is the likeliest to be in a cache
-        else:
-            slot = new = _Slot(self._slots, self._size)
-            self._slots += 1
+        file = None if self._free else self._add_slots()
+        slot = self._free.pop()  # the last one freed is the likeliest to be in a cache
         self.in_hand[number] = slot
         with suppress(OSError):
-            self.connection.send((number, task, slot.number))
-            if new is not None:
-                socket.send_fds(self._socket, [b"s"], [new.file])
-        if new is not None:
-            new.close_file()
+            self.connection.send((number, task, slot.file, slot.start))
+            if file is not None:
+                socket.send_fds(self._socket, [b"f"], [file])
+        if file is not None:
+            os.close(file)
+
+    def _add_slots(self) -> int:
+        """Twice the shared memory. Returns the descriptor of the new file, which the worker needs.
+
+        A step may hold a thousand micro-batches, and a map keeps a descriptor open: so many share one file. What is not
+        used of it takes no memory.
+        """
+        count = max(_FIRST_SLOTS, self._slots)
+        file = _anonymous_file(count * self._size)
+        memory = np.frombuffer(mmap.mmap(file, count * self._size), np.uint8)
+        for start in range(0, count * self._size, self._size):
+            self._free.append(_Slot(self._files, start, memory[start : start + self._size]))
+        self._slots += count
+        self._files += 1
+        return file
 
     def take(self) -> "dict[int, MicroBatch | UserError | RowError]":
         """The answer that is ready; where the process has died, an error for all of its tasks."""
@@ -222,12 +233,12 @@ def serve(descriptor: int) -> None:
         build = opened(connection.recv_bytes())
         buffers: dict[int, np.ndarray] = {}
         while _wait_for_task(connection, parent):
-            number, task, slot = connection.recv()
-            if slot not in buffers:
-                _, [file], _, _ = socket.recv_fds(carrier, 1, 1)
-                buffers[slot] = np.frombuffer(mmap.mmap(file, 0), np.uint8)
-                os.close(file)
-            connection.send((number, build(task, buffers[slot])))
+            number, task, file, start = connection.recv()
+            if file not in buffers:
+                _, [descriptor], _, _ = socket.recv_fds(carrier, 1, 1)
+                buffers[file] = np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
+                os.close(descriptor)
+            connection.send((number, build(task, buffers[file][start:])))
 
 
 def _wait_for_task(connection: Connection, parent: int) -> bool:

@@ -208,6 +208,7 @@ def test_workers_build_what_the_reader_reads_in_memory_that_they_use_again(reade
     part: np.ndarray | None = None
     places = set()
     steps = [5, 6, 9, *range(20, 50)]
+    open_files = len(os.listdir("/proc/self/fd"))
     with PrefetchLoader(reader, steps, 1, 2, depth=2, workers=2) as loader:
         for expected in steps:
             step, batches = next(loader)
@@ -227,6 +228,7 @@ def test_workers_build_what_the_reader_reads_in_memory_that_they_use_again(reade
             next(loader)
         assert children() == []
     assert len(places) < 20
+    assert len(os.listdir("/proc/self/fd")) < open_files + 8  # 15 micro-batches are held, in a few files
     for step, batches in held:
         for index, batch in enumerate(batches):
             same(batch, reader.micro_batch(step, index, 1, 2))
