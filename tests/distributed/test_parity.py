@@ -213,8 +213,9 @@ def test_bf16_begins_as_on_one_process_where_operations_are_the_same(found: Resu
 
 
 def test_the_runs_move(found: Result) -> None:
-    """Runs that do nothing would all be alike."""
+    """Runs that do nothing would all be alike. Three systems meet the limit of the gradient norm, one stays below."""
     for system in SYSTEMS:
         lines = steps_of(found, Case(system))
         assert (lines[-1]["loss"] or 0) < 0.97 * (lines[0]["loss"] or 0)
-        assert (lines[0]["grad_norm"] or 0) > 1, "the limit of 1 must be what clips here"
+        clipped = [(line["grad_norm"] or 0) > 1 for line in lines]
+        assert not any(clipped) if system == "pixelgpt" else all(clipped)
