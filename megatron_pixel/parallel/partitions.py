@@ -124,6 +124,13 @@ class Partitions:
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(buffer)
 
+    def wants(self, name: str, what: str) -> bool:
+        """Whether this rank keeps any of a parameter's values; arguments as of :meth:`write`.
+
+        At ZeRO 1 and 2 the model has all weights of its share, whoever optimizes them.
+        """
+        return self.held[name].piece is not None or (what == "fp32" and not self._stage3)
+
     def write(self, name: str, what: str, share: Tensor) -> None:
         """Put values of a parameter where the optimizer, and for weights the model, keep them.
 

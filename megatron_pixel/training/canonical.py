@@ -228,8 +228,8 @@ def load_partitions(partitions: "Partitions", source: Source) -> None:
     """Put weights and moments into an engine's optimizer and model. Collective; shapes have been checked before."""
     partitions.begin_writing(source.steps)
     for name, held in partitions.held.items():
-        for what in TENSORS:
-            if what == "fp32" or (source.steps and held.piece is not None):
+        for what in TENSORS if source.steps else ("fp32",):
+            if partitions.wants(name, what):
                 share = held.split.take(source.read(name, what), partitions.tensor_size, partitions.tensor_rank)
                 partitions.write(name, what, share)
     partitions.end_writing()
