@@ -65,6 +65,8 @@ class Sample:
     caption: str
     text: str | tuple[str, str]
     changes: Mapping[str, Any] = field(default_factory=dict)
+    show_patches: bool = False
+    """Whether every second patch is shaded, so that one sees where they begin."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ def languages(title: str, *names: str) -> Picture:
     """A sheet of article 1."""
     return Picture(title, [Sample(name, ARTICLE_1[name]) for name in names])
 
+
+STRATEGY_MIX = "Ünïcödé, мир, سلام عالم, שלום, नमस्ते, ที่, 世界，你好 👋🏽 (1,024)."
+SHADE = (218, 230, 250)
 
 BOOK = {
     "latin": languages("Latin script", "English", "German", "French", "Spanish"),
@@ -165,6 +170,14 @@ BOOK = {
         "Modes",
         [Sample(f"rendering.mode: {mode}", MIXED, {"mode": mode}) for mode in ("rgb", "gray", "binary")],
     ),
+    "strategies": Picture(
+        "Rendering strategies; every second patch is shaded",
+        [
+            Sample(f"rendering.strategy: {strategy}", text, {"strategy": strategy}, show_patches=True)
+            for text in ("I must be growing small again, quite office-like!", STRATEGY_MIX)
+            for strategy in ("continuous", "bigram", "word", "mono")
+        ],
+    ),
     "patch-sizes": Picture(
         "Patch sizes at the same 120 DPI",
         [
@@ -194,7 +207,11 @@ def draw(book: Mapping[str, Picture], settings: RenderingConfig, folder: Path) -
                 page = renderer.render_pair(*sample.text)
             else:
                 page = renderer.render(sample.text)
-            panels.append(Panel(page.patches(3), f"{sample.caption}: {page.num_patches} patches"))
+            patches = page.patches(3)
+            if sample.show_patches:
+                shaded = patches[1:-1:2]
+                shaded[(shaded == 255).all(axis=3)] = SHADE
+            panels.append(Panel(patches, f"{sample.caption}: {page.num_patches} patches"))
         path = folder / f"{name}.png"
         save_png(page_sheet(panels, picture.title, "", picture.patches_per_row, picture.scale), path)
         print(f"{path}: {path.stat().st_size:,} bytes")

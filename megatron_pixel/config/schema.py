@@ -54,6 +54,9 @@ class RenderingConfig:
 
     preset: Literal["default", "released"] = "default"
     """``released`` does what the released checkpoints were trained with, faults of layout included."""
+    strategy: Literal["continuous", "bigram", "word", "mono"] = "continuous"
+    """Where patches begin (Lotz et al. 2023): anywhere, at every second character of a word, at every word, or on a
+    grid of half patches in a monospaced font."""
     fonts: list[str] = field(default_factory=list)
     """Font files, first choice first; empty means the chain of Noto fonts from the pinned packages."""
     font_size: float | None = None
@@ -76,6 +79,8 @@ class RenderingOverrides:
 
     preset: Literal["default", "released"] | None = None
     """Instead of the dataset's ``rendering.preset``."""
+    strategy: Literal["continuous", "bigram", "word", "mono"] | None = None
+    """Instead of the dataset's ``rendering.strategy``."""
     fonts: list[str] = field(default_factory=list)
     """Font files, first choice first; empty means the dataset's fonts, which must be installed here."""
     font_size: float | None = None

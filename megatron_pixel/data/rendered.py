@@ -47,7 +47,9 @@ class StringPages:
         self.config = effective_config(recorded, overrides)
         try:
             if not overrides.fonts:
-                self.config.fonts = _find_recorded(recorded["fonts"], self.config.preset)
+                self.config.fonts = _find_recorded(
+                    recorded["fonts"], self.config.preset, mono=recorded.get("strategy") == "mono"
+                )
             fingerprint = fingerprint_of(self.config)
         except UserError as error:
             raise UserError(
@@ -164,13 +166,13 @@ def fingerprint_of(config: RenderingConfig) -> dict[str, Any]:
 
 
 @cache
-def _installed_fonts() -> list[FontFile]:
-    return find_fonts([], "default")
+def _installed_fonts(mono: bool) -> list[FontFile]:
+    return find_fonts([], "default", mono)
 
 
-def _find_recorded(recorded: list[dict[str, Any]], preset: str) -> list[str]:
+def _find_recorded(recorded: list[dict[str, Any]], preset: str, mono: bool) -> list[str]:
     """The fonts of a dataset among those that are found here, by their content; empty if they are the default chain."""
-    installed = _installed_fonts()
+    installed = _installed_fonts(mono)
     wanted = [font["sha256"] for font in recorded]
     if preset == "default" and wanted == [font.sha256 for font in installed]:
         return []

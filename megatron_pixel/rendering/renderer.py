@@ -15,13 +15,16 @@ from megatron_pixel.rendering.page import Page
 from megatron_pixel.rendering.released import is_rtl
 from megatron_pixel.rendering.shaping import COUNT
 from megatron_pixel.rendering.sprites import SpritePage
+from megatron_pixel.rendering.strategies import STRATEGIES
 from megatron_pixel.rendering.unicode_tables import unicode_versions
+from megatron_pixel.rendering.unit_layout import UnitLayout
 
 RENDERER_VERSION = 2
 """To be raised with every change that alters a pixel of any page; stands in the manifest of every dataset."""
 
-_START = 2  # first pixel column of text
-_PADDING = 4  # pixels that a text takes besides its width: two before it, two after
+_START = 2  # first pixel column of text where patches are not tied to it
+_PADDING = 4  # pixels that such a text takes besides its width: two before it, two after
+_FAR = 1 << 29  # pixels: beyond any page
 
 
 class Renderer:
@@ -42,8 +45,15 @@ class Renderer:
         self._points = config.font_size if config.font_size is not None else config.patch_size / 2
         self.baseline = round(config.patch_size * 12 / 16)
         """Pixel rows above the baseline, the same for every font."""
-        self._fonts = find_fonts(config.fonts, config.preset)
-        self._layout = Layout(self._fonts, self._points * config.dpi / 72, one_paragraph=self._released)
+        self._fonts = find_fonts(config.fonts, config.preset, mono=config.strategy == "mono")
+        pixels = self._points * config.dpi / 72
+        self._layout: Layout
+        if config.strategy == "continuous":
+            self._start, self._padding = _START, _PADDING
+            self._layout = Layout(self._fonts, pixels, one_paragraph=self._released)
+        else:
+            self._start = self._padding = 0
+            self._layout = UnitLayout(self._fonts, pixels, config.strategy, config.patch_size, self._ink)
         self._atlas = Atlas(
             self._fonts,
             self._layout.first_glyph,
@@ -125,8 +135,11 @@ class Renderer:
         import freetype
 
         config = self.config
+        # Left out where it is continuous: so it was before there was a choice.
+        strategy = {} if config.strategy == "continuous" else {"strategy": config.strategy}
         return {
             "renderer_version": RENDERER_VERSION,
+            **strategy,
             "preset": config.preset,
             "mode": config.mode,
             "binary_threshold": config.binary_threshold,
@@ -154,7 +167,7 @@ class Renderer:
         return self._atlas.cells(keys)
 
     def _fitting(self, text: str, patches: int) -> Line:
-        limit = patches * self.patch_size - _PADDING
+        limit = patches * self.patch_size - self._padding
         most = self._layout.most_characters(limit)
         return self._layout.fitting(_codepoints(text[: most + 1]), limit).kept()
 
@@ -180,13 +193,13 @@ class Renderer:
 
     def _limit(self, max_patches: int) -> int:
         """Pixels of text that fit on a page."""
-        return (max_patches - 1) * self.patch_size - _PADDING
+        return (max_patches - 1) * self.patch_size - self._padding
 
     def _text_patches(self, width: int) -> int:
         """Patches that a text of ``width`` pixels takes; the released renderer draws a blank one for empty text."""
         if width == 0 and not self._released:
             return 0
-        return -(-(width + _PADDING) // self.patch_size)
+        return -(-(width + self._padding) // self.patch_size)
 
     def _text_page(self, line: Line, start: int, max_patches: int) -> Page:
         # Too wide is a single letter that is wider than a page, and any text with preset `released`.
@@ -199,7 +212,8 @@ class Renderer:
         placed: list[np.ndarray] = []
         has_color = False
         for (line, first), patch in zip(lines, black, strict=True):
-            part, colored = self._choose_sprites(line, first * size, patch * size)
+            left = first * size
+            part, colored = self._choose_sprites(line, left, patch * size, left + self._start)
             placed.append(part)
             has_color |= colored
         drawing = SpritePage(
@@ -213,8 +227,14 @@ class Renderer:
         )
         return Page(None, black[-1] + 1, start, end, size, drawing=drawing)
 
-    def _choose_sprites(self, line: Line, left: int, right: int) -> tuple[np.ndarray, bool]:
-        """int32 [2, k]: sprites of a line and the columns of their pens; and whether they show color."""
+    def _ink(self, line: Line) -> np.ndarray:
+        """int32 [2, k]: of each glyph of a line, pixels from the pen to the ink, and of the ink."""
+        chosen, _ = self._choose_sprites(line, -_FAR, _FAR, 0)
+        return np.take(self._atlas.sprites[[blit.BEARING, blit.WIDTH]], chosen[0], axis=1)
+
+    def _choose_sprites(self, line: Line, left: int, right: int, origin: int) -> tuple[np.ndarray, bool]:
+        """int32 [2, k]: sprites of a line that begins at column ``origin`` and the columns of their pens; and whether
+        they show color."""
         room = int(line.runs[:, COUNT].sum())
         chosen = np.empty((2, room), dtype=np.int32)
         atlas = self._atlas
@@ -222,7 +242,7 @@ class Renderer:
             count, missing, has_color = blit.choose_sprites(
                 left,
                 right,
-                left + _START,
+                origin,
                 line.glyphs,
                 line.runs,
                 line.order,
@@ -258,6 +278,9 @@ def _check(config: RenderingConfig) -> None:
     for name, choice, known in (
         ("mode", config.mode, ("rgb", "gray", "binary")),
         ("preset", config.preset, ("default", "released")),
+        ("strategy", config.strategy, STRATEGIES),
     ):
         if choice not in known:
             raise UserError(f"rendering.{name}: {choice!r} is none of {', '.join(known)}")
+    if config.preset == "released" and config.strategy != "continuous":
+        raise UserError(f"rendering.strategy: {config.strategy} does not go with preset released, which is continuous")

@@ -12,16 +12,18 @@ import numpy as np
 from numba import njit
 
 from megatron_pixel.rendering.shaping import (
-    ADVANCE,
-    CLUSTER,
     CLUSTER_BOUNDARY,
+    COUNT,
     END,
+    FIRST,
     FONT,
     LEVEL,
+    START,
+    WIDTH,
     WORD_BOUNDARY,
-    X,
 )
 from megatron_pixel.rendering.unicode_tables import DEFAULT_IGNORABLE, WHITE_SPACE
+from megatron_pixel.rendering.words import ADVANCE, CLUSTER, X
 
 STRATEGIES = ("continuous", "bigram", "word", "mono")
 CHARACTERS_OF_UNIT = {"bigram": 2, "word": 256}
@@ -29,7 +31,7 @@ CHARACTERS_OF_UNIT = {"bigram": 2, "word": 256}
 _SPACES_OF_UNIT = 16
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def mark_units(drawn: np.ndarray, boundaries: np.ndarray, flags: np.ndarray, most: int, units: np.ndarray) -> None:
     """Fill ``units`` (bool [n]): whether a unit begins at each character of ``drawn`` (uint32 [n]).
 
@@ -60,17 +62,25 @@ def mark_units(drawn: np.ndarray, boundaries: np.ndarray, flags: np.ndarray, mos
         units[i] = begins
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
+def gather(runs: np.ndarray, glyphs: np.ndarray, gathered: np.ndarray) -> None:
+    """Copy the glyphs of shaped runs, in their order, into ``gathered`` (int32 [k, 5]) and let the runs point there."""
+    used = 0
+    for r in range(len(runs)):
+        first, count = runs[r, FIRST], runs[r, COUNT]
+        gathered[used : used + count] = glyphs[first : first + count]
+        runs[r, FIRST] = used
+        used += count
+
+
+@njit(cache=True, nogil=True)
 def place_units(
     drawn: np.ndarray,
     units: np.ndarray,
     flags: np.ndarray,
     runs: np.ndarray,
-    shaped: int,
     glyphs: np.ndarray,
-    run_glyphs: np.ndarray,
-    bearing: np.ndarray,
-    width: np.ndarray,
+    ink: np.ndarray,
     size: int,
     placed: np.ndarray,
     starts: np.ndarray,
@@ -84,18 +94,17 @@ def place_units(
 
     Args:
         drawn, units: uint32 [n] and bool [n], see :func:`mark_units`; the first unit begins at 0.
-        runs, shaped, glyphs, run_glyphs: the shaped text, runs and glyphs as ``shape_runs`` leaves them; ``shaped``
-            runs count.
-        bearing, width: int32 [glyphs]: pixels from the pen of each to its ink, and of its ink.
+        runs, glyphs: the shaped text as :func:`gather` leaves it.
+        ink: int32 [2, glyphs]: pixels from the pen of each to its ink, and of its ink.
         size: height and width of a patch in pixels.
-        placed: int32 [5, room for the glyphs]: filled with the glyphs from left to right, X from the left edge of the
-            first unit; white space after a unit has none.
+        placed: int32 [glyphs, 5]: filled with the glyphs from left to right, X from the left edge of the first unit;
+            white space after a unit has none.
         starts, ends: int32 [n]: filled for each unit: its first character, and the patch after its last one.
 
     Returns:
         The number of units that begin in the shaped text, and of glyphs in ``placed``.
     """
-    end = runs[shaped - 1, END]
+    end = runs[-1, END]
     unit_of = np.empty(end, dtype=np.int32)
     count = 0
     for i in range(end):
@@ -111,26 +120,27 @@ def place_units(
         core[u] = last
 
     # Pieces: glyphs of one run and one unit, without the white space after it; in logical order.
-    most = count + shaped
+    most = count + len(runs)
     piece_unit = np.empty(most, dtype=np.int32)
     piece_level = np.empty(most, dtype=np.int32)
     piece_glyphs = np.empty((most, 2), dtype=np.int32)
     tail = np.zeros(count, dtype=np.int32)  # pixels of white space
-    pens = np.empty(run_glyphs[shaped], dtype=np.int32)  # of each glyph, from the start of its run
+    pens = np.empty(len(glyphs), dtype=np.int32)  # of each glyph, from the start of its run
     pieces = 0
-    for r in range(shaped):
-        first, last = run_glyphs[r], run_glyphs[r + 1]
+    for r in range(len(runs)):
+        first, last = runs[r, FIRST], runs[r, FIRST] + runs[r, COUNT]
         pen = 0
         for k in range(first, last):
             pens[k] = pen
-            pen += glyphs[ADVANCE, k]
+            pen += glyphs[k, ADVANCE]
         backwards = runs[r, LEVEL] & 1
         unit = -1
         for step in range(last - first):
             k = last - 1 - step if backwards else first + step
-            u = unit_of[glyphs[CLUSTER, k]]
-            if glyphs[CLUSTER, k] >= core[u]:
-                tail[u] += glyphs[ADVANCE, k]
+            i = runs[r, START] + glyphs[k, CLUSTER]
+            u = unit_of[i]
+            if i >= core[u]:
+                tail[u] += glyphs[k, ADVANCE]
                 continue
             if u != unit:
                 unit = u
@@ -154,24 +164,24 @@ def place_units(
         pen, ink_left, ink_right = 0, 0, 0
         for p in order:
             for k in range(piece_glyphs[p, 0], piece_glyphs[p, 1]):
-                x = pen + glyphs[X, k] - pens[k]
-                if width[k] > 0:
-                    ink_left = min(ink_left, x + bearing[k])
-                    ink_right = max(ink_right, x + bearing[k] + width[k])
-                placed[:, used] = glyphs[:, k]
-                placed[X, used] = x
-                pen += glyphs[ADVANCE, k]
+                x = pen + glyphs[k, X] - pens[k]
+                if ink[1, k] > 0:
+                    ink_left = min(ink_left, x + ink[0, k])
+                    ink_right = max(ink_right, x + ink[0, k] + ink[1, k])
+                placed[used] = glyphs[k]
+                placed[used, X] = x
+                pen += glyphs[k, ADVANCE]
                 used += 1
         right = ink_right if ink_right > 0 and tail[u] == 0 else max(ink_right, pen + tail[u])
         for k in range(unit_glyphs, used):
-            placed[X, k] += left - ink_left
+            placed[k, X] += left - ink_left
         left += -(-(right - ink_left) // size) * size
         ends[u] = left // size
         first = last
     return count, used
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _reorder(levels: np.ndarray, order: np.ndarray) -> None:
     """Rule L2 of UAX #9 on ``order``: consecutive numbers of pieces, whose levels are ``levels[number]``."""
     highest = 0
@@ -187,42 +197,36 @@ def _reorder(levels: np.ndarray, order: np.ndarray) -> None:
             k = max(stop, k + 1)
 
 
-@njit(cache=True)
-def snap_runs(
-    boundaries: np.ndarray,
-    runs: np.ndarray,
-    first: int,
-    shaped: int,
-    glyphs: np.ndarray,
-    run_glyphs: np.ndarray,
-    run_width: np.ndarray,
-    color_font: int,
-    cell: int,
-) -> None:
-    """Widen advances in ``runs[first:shaped]`` so that all stands on a grid of ``cell`` pixels (strategy ``mono``).
+@njit(cache=True, nogil=True)
+def snap_runs(boundaries: np.ndarray, runs: np.ndarray, glyphs: np.ndarray, color_font: int, cell: int) -> None:
+    """Widen advances so that everything stands on a grid of ``cell`` pixels (strategy ``mono``).
 
     In the first font of the chain, the monospaced one, and in the color font each character takes whole cells; in
     others whole words do, or the letters of joined scripts would come apart. What is narrower stands in the middle.
-    Changes X and ADVANCE of ``glyphs`` and ``run_width``.
+    ``runs``, ``glyphs``: the shaped text as :func:`gather` leaves it; X, ADVANCE and WIDTH are changed.
+    ``boundaries``: uint8 [n], see ``mark_boundaries``.
     """
-    for r in range(first, shaped):
+    for r in range(len(runs)):
         by_character = runs[r, FONT] == 0 or runs[r, FONT] == color_font
         added = 0
-        k = run_glyphs[r]
-        last = run_glyphs[r + 1]
+        k = runs[r, FIRST]
+        last = k + runs[r, COUNT]
         while k < last:
             stop = k + 1
-            width = glyphs[ADVANCE, k]
+            width = glyphs[k, ADVANCE]
             while stop < last:
-                before, after = glyphs[CLUSTER, stop - 1], glyphs[CLUSTER, stop]
-                if before != after and (by_character or boundaries[max(before, after)] & WORD_BOUNDARY):
+                before, after = glyphs[stop - 1, CLUSTER], glyphs[stop, CLUSTER]
+                i = runs[r, START] + max(before, after)
+                if before != after and (by_character or boundaries[i] & WORD_BOUNDARY):
                     break
-                width += glyphs[ADVANCE, stop]
+                width += glyphs[stop, ADVANCE]
                 stop += 1
-            slack = -width % cell if width > 0 else 0
-            for i in range(k, stop):
-                glyphs[X, i] += added + slack // 2
-            glyphs[ADVANCE, stop - 1] += slack
+            # The box of an emoji is a little wider than two cells, its picture is not.
+            spare = cell // 4 if runs[r, FONT] == color_font else 0
+            slack = -((width - spare) // -cell) * cell - width if width > 0 else 0
+            for j in range(k, stop):
+                glyphs[j, X] += added + slack // 2
+            glyphs[stop - 1, ADVANCE] += slack
             added += slack
             k = stop
-        run_width[r] += added
+        runs[r, WIDTH] += added
