@@ -107,7 +107,7 @@ def check(words: Sequence[str]) -> None:
         check_program(program, words[words.index(script) + 1 :])
     elif program in LAUNCHERS or program == "python":
         position = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
-        if position is None:
+        if position is None or words[1] == "-m":
             assert words[1] == "-m", "neither a program nor a module"
             folder = ROOT / words[2].replace(".", "/")
             ours = words[2].startswith("megatron_pixel")
