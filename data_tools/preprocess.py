@@ -96,8 +96,11 @@ def main(words: Sequence[str]) -> None:
 
 def fate(prefix: str) -> str:
     """What becomes of a run that is stopped."""
-    kept = f"; what is done is kept in {prefix}.work, and the same command continues"
-    return "no dataset was written" + (kept if Path(f"{prefix}.work").is_dir() else "")
+    if Path(f"{prefix}.work").is_dir():
+        return f"no dataset was written; what is done is kept in {prefix}.work, and the same command continues"
+    if Path(f"{prefix}.manifest.json").exists():
+        return f"the dataset at {prefix} is whole"
+    return "no dataset was written"
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

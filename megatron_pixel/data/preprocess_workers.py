@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from megatron_pixel.config.errors import UserError
@@ -40,6 +41,7 @@ def run_processes(job: Job, workers: int, watch: Callable[[], None]) -> None:
 
 def _start(job: Job, workers: int) -> "list[_Process]":
     """Start processes that never see SIGINT or SIGTERM: they inherit the mask, and this process ends them itself."""
+    resource_tracker.ensure_running()  # starting that process would lift the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         return [_Process(job) for _ in range(workers)]
