@@ -1,8 +1,7 @@
 """Renders documents with Pango and Cairo through their Python bindings, as released pixel language models do.
 
 Run by ``rendering.py`` with an interpreter that has the bindings (Debian: python3-gi, python3-gi-cairo,
-gir1.2-pango-1.0). Reads JSON from standard input (``documents``, ``patches``, ``repeats``), writes JSON to standard
-output.
+gir1.2-pango-1.0). Requests and answers are lines of JSON on standard input and output.
 """
 
 import json
@@ -49,17 +48,16 @@ class Renderer:
 
 
 def main() -> None:
-    """Time the documents ``repeats`` times; the first pass warms the caches."""
-    job = json.load(sys.stdin)
-    renderer = Renderer(job["patches"])
-    seconds = []
-    for _ in range(job["repeats"] + 1):
-        started = time.perf_counter()
-        for text in job["documents"]:
-            renderer.render(text)
-        seconds.append(time.perf_counter() - started)
+    """Answer requests, a line each: the first sets the strip's ``patches``, others are passes over ``documents``."""
+    renderer = Renderer(json.loads(sys.stdin.readline())["patches"])
     version = f"Pango {Pango.version_string()}, Cairo {cairo.cairo_version_string()}"
-    json.dump({"version": version, "cold": seconds[0], "warm": seconds[1:]}, sys.stdout)
+    print(json.dumps({"version": version}), flush=True)
+    for request in sys.stdin:
+        documents = json.loads(request)["documents"]
+        started = time.process_time()
+        for text in documents:
+            renderer.render(text)
+        print(json.dumps({"seconds": time.process_time() - started}), flush=True)
 
 
 if __name__ == "__main__":

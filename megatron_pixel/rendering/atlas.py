@@ -1,5 +1,6 @@
 """The atlas: sprites of all glyphs met so far, in the memory layout of a page."""
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -248,7 +249,9 @@ class Atlas:
         bitmap = slot.bitmap
         if not bitmap.rows or not bitmap.width:
             return np.zeros((0, 0), dtype=np.uint8), 0, 0
-        ink = np.array(bitmap.buffer, dtype=np.uint8).reshape(bitmap.rows, bitmap.pitch)[:, : bitmap.width]
+        # Copied as a block: the package's own way makes a list of numbers.
+        data = ctypes.string_at(bitmap._FT_Bitmap.buffer, bitmap.rows * bitmap.pitch)
+        ink = np.frombuffer(data, dtype=np.uint8).reshape(bitmap.rows, bitmap.pitch)[:, : bitmap.width]
         return 255 - ink, slot.bitmap_left, slot.bitmap_top
 
 

@@ -25,6 +25,7 @@ from megatron_pixel.rendering.shaping import (
     FIRST,
     IS_WORD,
     NO_ROOM,
+    NO_WORD,
     PARAGRAPH,
     RUN_COLUMNS,
     find_cut,
@@ -190,7 +191,7 @@ class Layout:
         runs = text.runs[:count]
         if runs[-1, END] > end:
             runs[-1, END] = end
-            runs[-1, IS_WORD] = 0  # what ends it has not been looked at
+            runs[-1, IS_WORD] = NO_WORD  # what ends it has not been looked at
         return _Itemized(text.drawn[:end], text.starts[:end], runs, min(text.strong, end))
 
     def _make_scratch(self, length: int) -> None:

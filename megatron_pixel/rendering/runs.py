@@ -5,7 +5,7 @@ from numba import njit
 
 from megatron_pixel.rendering.itemize import SPACE
 from megatron_pixel.rendering.seams import DENSE, NEVER_FIRST, NO_PLAN, SPACED, WHOLE
-from megatron_pixel.rendering.shaping import END, FONT, IS_WORD, LEVEL, PARAGRAPH, SCRIPT, START
+from megatron_pixel.rendering.shaping import AT_SEAM, END, FONT, IS_WORD, LEVEL, NO_WORD, PARAGRAPH, SCRIPT, START, WORD
 from megatron_pixel.rendering.words import LONGEST_WORD
 
 # A run is shaped in pieces of whole words, so that a long document is not shaped far beyond the end of its page; a
@@ -121,7 +121,9 @@ def make_runs(
             runs[count, SCRIPT] = script
             runs[count, LEVEL] = level
             runs[count, PARAGRAPH] = paragraph
-            runs[count, IS_WORD] = alone and end - start <= LONGEST_WORD
+            runs[count, IS_WORD] = NO_WORD
+            if alone and end - start <= LONGEST_WORD:
+                runs[count, IS_WORD] = WORD if start == piece else AT_SEAM
             count += 1
             start = end
         if ends_paragraph:

@@ -44,11 +44,15 @@ from megatron_pixel.rendering.words import (
 # text to the run.
 START, END, FONT, SCRIPT, LEVEL, PARAGRAPH, IS_WORD, FIRST, COUNT, WIDTH, PLACE = range(11)
 RUN_COLUMNS = 11
+# Values of IS_WORD: no word, a word, and one that begins at a seam, so that it may be shaped together with what is
+# before it.
+NO_WORD, WORD, AT_SEAM = range(3)
 # What `shape_runs` came to.
 COMPLETE, FULL, NO_ROOM = range(3)
 # Bits of the flags that `find_cut` reads.
 WORD_BOUNDARY, CLUSTER_BOUNDARY = 1, 2
 
+_MOST_TOGETHER = 256  # characters of words that are shaped in one call
 _INFO_WORDS = 5  # hb_glyph_info_t and hb_glyph_position_t are five 32-bit words each
 
 
@@ -74,6 +78,25 @@ def _words_at(typing_context, address):  # type: ignore[no-untyped-def]
         return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
 
     return signature, generate
+
+
+@njit(cache=True, nogil=True)
+def _tag(run: np.ndarray) -> int:
+    """Font, script and direction in one number."""
+    return int(run[FONT]) | int(run[SCRIPT]) << 8 | (int(run[LEVEL]) & 1) << 16
+
+
+@njit(cache=True, nogil=True)
+def _find(
+    codepoints: np.ndarray, run: np.ndarray, slots: np.ndarray, words: np.ndarray, characters: np.ndarray
+) -> tuple[int, int, int]:
+    return find_word(codepoints, np.int64(run[START]), np.int64(run[END]), _tag(run), slots, words, characters)
+
+
+@njit(cache=True, nogil=True)
+def _take(run: np.ndarray, word: np.ndarray) -> None:
+    """Let a run show the glyphs of a word of the cache."""
+    run[FIRST], run[COUNT], run[WIDTH] = word[WORD_FIRST], word[WORD_COUNT], word[WORD_WIDTH]
 
 
 @njit(cache=True, nogil=True)
@@ -106,24 +129,31 @@ def shape_runs(
     for r in range(first):
         width += runs[r, WIDTH]
     text = codepoints.ctypes.data
-    for r in range(first, len(runs)):
-        start, end, font = np.int64(runs[r, START]), np.int64(runs[r, END]), np.int64(runs[r, FONT])
-        script, backwards = np.int64(runs[r, SCRIPT]), np.int64(runs[r, LEVEL]) & 1
-        keep = runs[r, IS_WORD] != 0
-        tag, slot, key = np.int64(0), np.int64(0), np.int64(0)
-        if keep:
-            tag = font | script << 8 | backwards << 16
-            word, slot, key = find_word(codepoints, start, end, tag, slots, words, characters)
-            if word >= 0:
-                runs[r, FIRST] = words[word, WORD_FIRST]
-                runs[r, COUNT] = words[word, WORD_COUNT]
-                runs[r, WIDTH] = words[word, WORD_WIDTH]
-                width += words[word, WORD_WIDTH]
-                if width > limit:
-                    return FULL, r + 1, width
-                continue
-            keep = has_room(end - start, words, characters, counters)
+    r = first
+    while r < len(runs):
+        # Words that are not in the cache are shaped together with those that follow, and taken apart afterwards.
+        last = r
+        size = 0
+        word = -1
+        while last < len(runs) and size < _MOST_TOGETHER:
+            if last > r and (runs[last, IS_WORD] != AT_SEAM or runs[r, IS_WORD] == NO_WORD):
+                break
+            if runs[last, IS_WORD] != NO_WORD:
+                word, _, _ = _find(codepoints, runs[last], slots, words, characters)
+                if word >= 0:
+                    break
+            size += runs[last, END] - runs[last, START]
+            last += 1
+        if last == r:
+            _take(runs[r], words[word])
+            width += runs[r, WIDTH]
+            r += 1
+            if width > limit:
+                return FULL, r, width
+            continue
 
+        start, end, font = runs[r, START], runs[last - 1, END], runs[r, FONT]
+        backwards = runs[r, LEVEL] & 1
         _call(functions[CLEAR], (buffer,))
         # The whole text is passed along, so that letters join across runs.
         _call(
@@ -131,36 +161,75 @@ def shape_runs(
             (buffer, text, np.int32(len(codepoints)), np.uint32(start), np.int32(end - start)),
         )
         _call(functions[SET_DIRECTION], (buffer, np.int32(RIGHT_TO_LEFT if backwards else LEFT_TO_RIGHT)))
-        _call(functions[SET_SCRIPT], (buffer, script_tags[script]))
+        _call(functions[SET_SCRIPT], (buffer, script_tags[runs[r, SCRIPT]]))
         _call(functions[SHAPE], (fonts[font], buffer, features.ctypes.data, np.uint32(len(features) // 4)))
         infos = _call(functions[GLYPH_INFOS], (buffer, count.ctypes.data))
         positions = _call(functions[GLYPH_POSITIONS], (buffer, count.ctypes.data))
         n = np.int64(count[0])
         if counters[FRONT] + n > counters[BACK]:
             return NO_ROOM, r, width
-        place = counters[FRONT]
-        if not keep:
-            counters[BACK] -= n
-            place = counters[BACK]
         info = carray(_words_at(infos), n * _INFO_WORDS)
         position = carray(_words_at(positions), n * _INFO_WORDS)
-        pen = 0
-        for k in range(n):
-            glyph = glyphs[place + k]
-            glyph[GLYPH] = first_glyph[font] + info[k * _INFO_WORDS]
-            glyph[CLUSTER] = info[k * _INFO_WORDS + 2] - start
-            # Whole pixels: every letter has one bitmap, as in Pango's rounded positions.
-            advance = (position[k * _INFO_WORDS] + PIXEL // 2) >> PIXEL_BITS
-            glyph[X] = pen + ((position[k * _INFO_WORDS + 2] + PIXEL // 2) >> PIXEL_BITS)
-            glyph[Y] = (position[k * _INFO_WORDS + 3] + PIXEL // 2) >> PIXEL_BITS
-            glyph[ADVANCE] = advance
-            pen += advance
-        runs[r, FIRST], runs[r, COUNT], runs[r, WIDTH] = place, n, pen
-        if keep:
-            add_word(codepoints, start, end, tag, slot, key, n, pen, slots, words, characters, counters)
-        width += pen
-        if width > limit:
-            return FULL, r + 1, width
+        used = n if backwards else 0
+        while r < last:
+            start, end = runs[r, START], runs[r, END]
+            # The glyphs of a run stand together, runs read from right to left in reverse.
+            if backwards:
+                stop = used
+                while used > 0 and info[(used - 1) * _INFO_WORDS + 2] < end:
+                    used -= 1
+                begin = used
+            else:
+                begin = used
+                while used < n and info[used * _INFO_WORDS + 2] < end:
+                    used += 1
+                stop = used
+            keep = runs[r, IS_WORD] != NO_WORD and has_room(end - start, words, characters, counters)
+            slot, key = np.int64(0), np.int64(0)
+            if keep:
+                word, slot, key = _find(codepoints, runs[r], slots, words, characters)
+                if word >= 0:  # met twice among the words shaped together
+                    _take(runs[r], words[word])
+                    width += runs[r, WIDTH]
+                    r += 1
+                    if width > limit:
+                        return FULL, r, width
+                    continue
+            place = counters[FRONT]
+            if not keep:
+                counters[BACK] -= stop - begin
+                place = counters[BACK]
+            pen = 0
+            for k in range(begin, stop):
+                glyph = glyphs[place + k - begin]
+                glyph[GLYPH] = first_glyph[font] + info[k * _INFO_WORDS]
+                glyph[CLUSTER] = info[k * _INFO_WORDS + 2] - start
+                # Whole pixels: every letter has one bitmap, as in Pango's rounded positions.
+                advance = (position[k * _INFO_WORDS] + PIXEL // 2) >> PIXEL_BITS
+                glyph[X] = pen + ((position[k * _INFO_WORDS + 2] + PIXEL // 2) >> PIXEL_BITS)
+                glyph[Y] = (position[k * _INFO_WORDS + 3] + PIXEL // 2) >> PIXEL_BITS
+                glyph[ADVANCE] = advance
+                pen += advance
+            runs[r, FIRST], runs[r, COUNT], runs[r, WIDTH] = place, stop - begin, pen
+            if keep:
+                add_word(
+                    codepoints,
+                    start,
+                    end,
+                    _tag(runs[r]),
+                    slot,
+                    key,
+                    stop - begin,
+                    pen,
+                    slots,
+                    words,
+                    characters,
+                    counters,
+                )
+            width += pen
+            r += 1
+            if width > limit:
+                return FULL, r, width
     return COMPLETE, len(runs), width
 
 
