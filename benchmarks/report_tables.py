@@ -37,11 +37,15 @@ def rendering(result: Result) -> str:
             "patches of a document": "patches_per_document",
             "ours, documents/s": "documents_per_second",
             "ours, patches/s": "patches_per_second",
-            "ours, caches cold, documents/s": "cold_documents_per_second",
             "ours expanded to RGB patches, documents/s": "rgb_documents_per_second",
+            "ours, words not met before, documents/s": "new_words_documents_per_second",
+            "ours, caches cold, tables to be made, documents/s": "cold_documents_per_second",
             "Pango-Cairo, documents/s": "pango_documents_per_second",
             "**ours to Pango-Cairo**": "ratio_to_pango",
             "**expanded, to Pango-Cairo**": "rgb_ratio_to_pango",
+            "words not met before, to Pango-Cairo": "new_words_ratio_to_pango",
+            "caches cold, to Pango-Cairo warm": "cold_ratio_to_pango",
+            "Pillow, documents/s": "pillow_documents_per_second",
         },
     )
 

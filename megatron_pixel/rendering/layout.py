@@ -288,7 +288,6 @@ class Layout:
                 self._fonts,
                 self.first_glyph,
                 self._script_tags,
-                cache.slots,
                 cache.words,
                 cache.characters,
                 cache.glyphs,

@@ -87,10 +87,8 @@ def _tag(run: np.ndarray) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _find(
-    codepoints: np.ndarray, run: np.ndarray, slots: np.ndarray, words: np.ndarray, characters: np.ndarray
-) -> tuple[int, int, int]:
-    return find_word(codepoints, np.int64(run[START]), np.int64(run[END]), _tag(run), slots, words, characters)
+def _find(codepoints: np.ndarray, run: np.ndarray, words: np.ndarray, characters: np.ndarray) -> tuple[bool, int, int]:
+    return find_word(codepoints, np.int64(run[START]), np.int64(run[END]), _tag(run), words, characters)
 
 
 @njit(cache=True, nogil=True)
@@ -112,7 +110,6 @@ def shape_runs(
     fonts: np.ndarray,
     first_glyph: np.ndarray,
     script_tags: np.ndarray,
-    slots: np.ndarray,
     words: np.ndarray,
     characters: np.ndarray,
     glyphs: np.ndarray,
@@ -121,7 +118,7 @@ def shape_runs(
     """Shape ``runs[first:]`` until the text is wider than ``limit`` pixels, words from the cache if they are there.
 
     ``functions``, ``buffer``, ``fonts``: addresses in HarfBuzz; ``features``: uint32 [4 k], hb_feature_t; ``count``:
-    uint32 [1], scratch; ``first_glyph``: where each font's glyphs begin in the numbering over all fonts; the last five
+    uint32 [1], scratch; ``first_glyph``: where each font's glyphs begin in the numbering over all fonts; the last four
     are the arrays of :class:`~megatron_pixel.rendering.words.WordCache`. Fills the columns FIRST, COUNT and WIDTH.
     Returns the outcome, the number of shaped runs and their width.
     """
@@ -134,13 +131,13 @@ def shape_runs(
         # Words that are not in the cache are shaped together with those that follow, and taken apart afterwards.
         last = r
         size = 0
-        word = -1
+        word = np.int64(0)
         while last < len(runs) and size < _MOST_TOGETHER:
             if last > r and (runs[last, IS_WORD] != AT_SEAM or runs[r, IS_WORD] == NO_WORD):
                 break
             if runs[last, IS_WORD] != NO_WORD:
-                word, _, _ = _find(codepoints, runs[last], slots, words, characters)
-                if word >= 0:
+                found, word, _ = _find(codepoints, runs[last], words, characters)
+                if found:
                     break
             size += runs[last, END] - runs[last, START]
             last += 1
@@ -185,11 +182,11 @@ def shape_runs(
                     used += 1
                 stop = used
             keep = runs[r, IS_WORD] != NO_WORD and has_room(end - start, words, characters, counters)
-            slot, key = np.int64(0), np.int64(0)
+            row, key = np.int64(0), np.int32(0)
             if keep:
-                word, slot, key = _find(codepoints, runs[r], slots, words, characters)
-                if word >= 0:  # met twice among the words shaped together
-                    _take(runs[r], words[word])
+                found, row, key = _find(codepoints, runs[r], words, characters)
+                if found:  # met twice among the words shaped together
+                    _take(runs[r], words[row])
                     width += runs[r, WIDTH]
                     r += 1
                     if width > limit:
@@ -217,11 +214,10 @@ def shape_runs(
                     start,
                     end,
                     _tag(runs[r]),
-                    slot,
+                    row,
                     key,
                     stop - begin,
                     pen,
-                    slots,
                     words,
                     characters,
                     counters,

@@ -13,10 +13,11 @@ from numba import njit
 # upwards, advance (all in pixels), first character, counted from the start of the run.
 GLYPH, X, Y, ADVANCE, CLUSTER = range(5)
 GLYPH_COLUMNS = 5
-# Columns of the table of words: hash, first character and number of characters, tag (font, script, direction), first
-# glyph and number of glyphs, width in pixels.
-HASH, CHARACTERS, LENGTH, TAG, WORD_FIRST, WORD_COUNT, WORD_WIDTH = range(7)
-_WORD_COLUMNS = 7
+# Columns of the int32 table of words, 32 bytes a row, so that a look-up touches little memory: a part of the hash, tag
+# (font, script, direction) and number of characters (0: an empty slot), first character, first glyph and number of
+# glyphs, width in pixels.
+HASH, TAG, CHARACTERS, WORD_FIRST, WORD_COUNT, WORD_WIDTH = range(6)
+_WORD_COLUMNS = 8
 # Counters: words, their characters, glyphs of the front part, first glyph of the back part.
 WORDS, USED_CHARACTERS, FRONT, BACK = range(4)
 
@@ -32,10 +33,8 @@ class WordCache:
     """Arrays of the cache; compiled code fills them."""
 
     def __init__(self) -> None:
-        self.slots: np.ndarray = np.full(2 * _MOST_WORDS, -1, dtype=np.int32)
-        """int32 [a power of two]: row of ``words``, or -1."""
-        self.words: np.ndarray = np.empty((_MOST_WORDS, _WORD_COLUMNS), dtype=np.int64)
-        """int64 [room, 7]."""
+        self.words: np.ndarray = np.zeros((2 * _MOST_WORDS, _WORD_COLUMNS), dtype=np.int32)
+        """int32 [a power of two, 8]: the hash table, at most half full."""
         self.characters: np.ndarray = np.empty(_MOST_CHARACTERS, dtype=np.uint32)
         """uint32 [room]."""
         self.glyphs: np.ndarray = np.empty((1 << 15, GLYPH_COLUMNS), dtype=np.int32)
@@ -48,7 +47,7 @@ class WordCache:
         counters = self.counters
         counters[BACK] = len(self.glyphs)
         if (
-            counters[WORDS] == _MOST_WORDS
+            counters[WORDS] == len(self.words) // 2
             or counters[USED_CHARACTERS] > _MOST_CHARACTERS - LONGEST_WORD
             or counters[FRONT] > _MOST_GLYPHS
         ):
@@ -56,7 +55,7 @@ class WordCache:
 
     def clear(self) -> None:
         """Forget all words."""
-        self.slots[:] = -1
+        self.words[:] = 0
         self.counters[:] = 0, 0, 0, len(self.glyphs)
 
     def grow(self, first: np.ndarray) -> None:
@@ -71,33 +70,28 @@ class WordCache:
 
 @njit(cache=True, nogil=True)
 def find_word(
-    codepoints: np.ndarray,
-    start: int,
-    end: int,
-    tag: int,
-    slots: np.ndarray,
-    words: np.ndarray,
-    characters: np.ndarray,
-) -> tuple[int, int, int]:
-    """Look up ``codepoints[start:end]``; returns its row of ``words`` or -1, its slot, and its hash."""
+    codepoints: np.ndarray, start: int, end: int, tag: int, words: np.ndarray, characters: np.ndarray
+) -> tuple[bool, int, int]:
+    """Look up ``codepoints[start:end]``; returns whether it is there, its row of ``words`` or the one that it may
+    take, and the part of its hash that is kept."""
     mixed = np.uint64(tag) * _MIX
     for i in range(start, end):
         mixed = (mixed ^ np.uint64(codepoints[i])) * _MIX
     mixed ^= mixed >> np.uint64(32)
-    key: int = np.int64(mixed)  # type: ignore[assignment]
-    mask = len(slots) - 1
-    slot: int = key & mask
-    while slots[slot] >= 0:
-        word = slots[slot]
-        if words[word, HASH] == key and words[word, LENGTH] == end - start and words[word, TAG] == tag:
-            place = words[word, CHARACTERS] - start
+    key: int = np.int32(mixed & np.uint64(0x7FFFFFFF))  # type: ignore[assignment]
+    mask = np.uint64(len(words) - 1)
+    row: int = np.int64((mixed >> np.uint64(31)) & mask)  # type: ignore[assignment]
+    sought = np.int32(tag << 8 | (end - start))
+    while words[row, TAG] != 0:
+        if words[row, HASH] == key and words[row, TAG] == sought:
+            place = np.int64(words[row, CHARACTERS]) - start
             same = True
             for i in range(start, end):
                 same &= characters[place + i] == codepoints[i]
             if same:
-                return word, slot, key
-        slot = (slot + 1) & mask
-    return -1, slot, key
+                return True, row, key
+        row = (row + 1) & (len(words) - 1)
+    return False, row, key
 
 
 @njit(cache=True, nogil=True)
@@ -106,27 +100,24 @@ def add_word(
     start: int,
     end: int,
     tag: int,
-    slot: int,
+    row: int,
     key: int,
     count: int,
     width: int,
-    slots: np.ndarray,
     words: np.ndarray,
     characters: np.ndarray,
     counters: np.ndarray,
 ) -> None:
     """Enter a word whose ``count`` glyphs have just been written at the end of the front part."""
-    word, place = counters[WORDS], counters[USED_CHARACTERS]
-    words[word, HASH] = key
-    words[word, CHARACTERS] = place
-    words[word, LENGTH] = end - start
-    words[word, TAG] = tag
-    words[word, WORD_FIRST] = counters[FRONT]
-    words[word, WORD_COUNT] = count
-    words[word, WORD_WIDTH] = width
+    place = counters[USED_CHARACTERS]
+    words[row, HASH] = key
+    words[row, TAG] = tag << 8 | (end - start)
+    words[row, CHARACTERS] = place
+    words[row, WORD_FIRST] = counters[FRONT]
+    words[row, WORD_COUNT] = count
+    words[row, WORD_WIDTH] = width
     for i in range(start, end):
         characters[place + i - start] = codepoints[i]
-    slots[slot] = word
     counters[WORDS] += 1
     counters[USED_CHARACTERS] += end - start
     counters[FRONT] += count
@@ -135,4 +126,4 @@ def add_word(
 @njit(cache=True, nogil=True)
 def has_room(size: int, words: np.ndarray, characters: np.ndarray, counters: np.ndarray) -> bool:
     """Whether one more word of ``size`` characters can be kept."""
-    return counters[WORDS] < len(words) and counters[USED_CHARACTERS] + size <= len(characters)
+    return 2 * counters[WORDS] < len(words) and counters[USED_CHARACTERS] + size <= len(characters)
