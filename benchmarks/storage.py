@@ -203,7 +203,7 @@ def main() -> None:
     """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=int, default=200, help="most pages measured of a mix (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="passes over them (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="passes over them (default: %(default)s)")
     result_file.add_json_argument(parser)
     arguments = parser.parse_args()
     documents = mixes(5 * arguments.pages)

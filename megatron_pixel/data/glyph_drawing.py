@@ -7,6 +7,7 @@ import numpy as np
 from numba import njit
 
 from megatron_pixel.data.glyphs import HALF, LIFT, MARGIN, MOVE, ONE_BYTE, THREE_BYTES, TWO_BYTES
+from megatron_pixel.rendering.blit import make_darken
 
 # Outcomes of `read_symbols`.
 FINE, MALFORMED, NO_SPRITE = range(3)
@@ -18,6 +19,8 @@ MOST_BYTES = 1 << 26
 STRIDE = 128
 """Cells are drawn in stretches of so many bytes, the last one filled up with zeros: a page shows thousands of cells of
 all widths, and a processor that need not guess where each ends draws them in half the time."""
+
+_darken_stride = make_darken(STRIDE)
 
 _FARTHEST = 1 << 30  # columns from the edge of the page: no pen of a text comes near
 
@@ -189,6 +192,7 @@ def draw_cells(
     ``sprites``, ``x``: of all segments, as :func:`read_symbols` gives them. Sprite s has ``strides[s]`` stretches of
     STRIDE bytes in ``ink`` from byte ``first[s]`` on, which hold ``width[s]`` columns and zeros after them.
     """
+    paper, cells = columns.ctypes.data, ink.ctypes.data
     k = 0
     for segment in range(len(starts)):
         left, right = starts[segment], stops[segment]
@@ -199,14 +203,11 @@ def draw_cells(
             if n == 0:
                 continue
             column += bearing[sprite]
-            target, source = column * line, np.int64(first[sprite])
+            target: int = column * line
+            source: int = np.int64(first[sprite])  # type: ignore[assignment]
             if column >= left and target + n * STRIDE <= right * line:
-                for _ in range(n):
-                    paper, cell = columns[target : target + STRIDE], ink[source : source + STRIDE]
-                    for i in range(STRIDE):
-                        paper[i] = _darker(paper[i], cell[i])
-                    target += STRIDE
-                    source += STRIDE
+                for i in range(n):
+                    _darken_stride(paper + target + i * STRIDE, cells + source + i * STRIDE)
                 continue
             begin, end = max(left - column, 0), min(right - column, np.int64(width[sprite]))
             for i in range(begin * line, end * line):

@@ -28,8 +28,11 @@ PLAIN, LOW, HIGH, LIFTED = range(4)
 GLYPH_TABLE_ROWS = 4
 
 
-def _make_darken(width: int) -> Callable[[int, int], None]:
-    """A function for compiled code that takes ``width`` bytes of ink off as many bytes of paper, at two addresses."""
+def make_darken(width: int) -> Callable[[int, int], None]:
+    """A function for compiled code that takes ``width`` bytes of ink off as many bytes of paper, at two addresses.
+
+    It checks nothing.
+    """
     vector = ir.VectorType(ir.IntType(8), width)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -47,7 +50,7 @@ def _make_darken(width: int) -> Callable[[int, int], None]:
     return darken
 
 
-_darken_16, _darken_4, _darken_1 = _make_darken(16), _make_darken(4), _make_darken(1)
+_darken_16, _darken_4, _darken_1 = make_darken(16), make_darken(4), make_darken(1)
 
 
 @njit(cache=True, nogil=True)
