@@ -10,4 +10,4 @@ from tests.distributed.harness import run_ranks
 @pytest.fixture(scope="session")
 def two_ranks() -> list[dict[str, Any]]:
     """What :func:`tests.distributed.two_ranks.everything` returned on each rank."""
-    return run_ranks("tests/distributed/two_ranks.py::everything", 2)
+    return run_ranks("tests/distributed/two_ranks.py::everything", 2, stores=3)

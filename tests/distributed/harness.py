@@ -4,6 +4,9 @@
 every rank. Both end all ranks when one fails or the time is up; the error then shows what every rank printed and, where
 a rank was still running, the stack of each of its threads. A long list of checks gives a :func:`sign_of_life` between
 them, from which the time counts anew: so a hang shows within a minute however long the list is.
+
+The ranks meet as under torchrun, at a store that stands before they start. A port that is only known to be free may be
+taken when a rank comes to open it, if only by somebody's outgoing connection.
 """
 
 import contextlib
@@ -12,7 +15,6 @@ import os
 import pickle
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,9 @@ IMPORTS = 180.0
 """Seconds for importing the libraries, which a busy machine stretches; they do not count towards the time limit."""
 SIGN = "RANKS_SIGN_OF_LIFE"
 """Variable that names the file of a rank whose time of writing is its last sign of life."""
+HOST = "127.0.0.1"
+STORES = "RANKS_STORES"
+"""Variable that holds the ports of all stores."""
 FOREIGN = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_")
 
 
@@ -48,7 +53,11 @@ class RankOutput:
 
 
 def run_ranks(
-    target: Callable[..., Any] | str, world_size: int, args: Sequence[Any] = (), timeout: float = 55.0
+    target: Callable[..., Any] | str,
+    world_size: int,
+    args: Sequence[Any] = (),
+    timeout: float = 55.0,
+    stores: int = 1,
 ) -> list[Any]:
     """Call ``target(*args)`` in ``world_size`` processes that find each other through RANK, WORLD_SIZE and so on.
 
@@ -58,6 +67,7 @@ def run_ranks(
         world_size: number of processes.
         args: anything that pickles.
         timeout: seconds without a sign of life of any rank, from when every rank has imported the file.
+        stores: number of process groups that the ranks form one after the other or side by side, see :func:`use_store`.
 
     Returns:
         What each rank returned, in the order of ranks; it must pickle.
@@ -72,7 +82,7 @@ def run_ranks(
         else:
             file, name = target.__code__.co_filename, target.__qualname__
         task.write_bytes(pickle.dumps((str(ROOT / file), name, tuple(args))))
-        with _Ranks([sys.executable, __file__, folder], world_size, Path(folder), {}) as ranks:
+        with _Ranks([sys.executable, __file__, folder], world_size, Path(folder), {}, stores=stores) as ranks:
             ready = [Path(folder, f"ready.{rank}") for rank in range(world_size)]
             ranks.wait(IMPORTS, lambda: all(path.exists() for path in ready))
             Path(folder, "go").touch()
@@ -110,8 +120,18 @@ class _Ranks:
     """The processes of one run, their output in files of ``folder``."""
 
     def __init__(
-        self, command: list[str], world_size: int, folder: Path, env: Mapping[str, str], cwd: Path | None = None
+        self,
+        command: list[str],
+        world_size: int,
+        folder: Path,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        stores: int = 1,
     ) -> None:
+        # Not above: the ranks import this file before they may import torch.
+        from torch.distributed import TCPStore
+
+        self.stores = [TCPStore(HOST, 0, is_master=True, wait_for_workers=False) for _ in range(stores)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         path = os.pathsep.join(filter(None, [str(ROOT), clean.get("PYTHONPATH")]))
         shared = {
@@ -120,8 +140,10 @@ class _Ranks:
             "PYTHONFAULTHANDLER": "1",  # SIGABRT makes a rank write the stacks of its threads
             "OMP_NUM_THREADS": "1",
             "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_ADDR": HOST,
+            "MASTER_PORT": str(self.stores[0].port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 opens no store of its own
+            STORES: " ".join(str(store.port) for store in self.stores),
             **env,
         }
         self.folder = folder
@@ -201,18 +223,20 @@ def sign_of_life() -> None:
         Path(os.environ[SIGN]).touch()
 
 
+def use_store(number: int) -> None:
+    """Called in a rank: its next process group meets at this one of the ``stores`` of :func:`run_ranks`.
+
+    Each group needs a store of its own: it would take what another one has left there for its own addresses.
+    """
+    os.environ["MASTER_PORT"] = os.environ[STORES].split()[number]
+
+
 def _newest(files: Sequence[Path]) -> int:
     return max((file.stat().st_mtime_ns for file in files), default=0)
 
 
 def _no_core_dump() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _run_rank(folder: Path) -> None:

@@ -5,6 +5,7 @@ another; each case is a whole run (recipe, data, engine, evaluation), only witho
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,44 +22,50 @@ from megatron_pixel.parallel.mesh import Mesh, mesh
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training.run import Run
 from tests.distributed.cases import Case, Layout, Share
-from tests.distributed.harness import sign_of_life
+from tests.distributed.harness import sign_of_life, use_store
 from tests.distributed.tiny_run import lines
 
 LINEAR = F.linear
 
 
-def work(folder: str, phases: Sequence[Sequence[Sequence[Case]]], ports: Sequence[int]) -> dict[Case, Share]:
+def work(folder: str, phases: Sequence[Sequence[Sequence[Case]]]) -> dict[Case, Share]:
     """What this rank finds in all of its cases.
+
+    It takes a store for each layout of each world.
 
     Args:
         folder: for the runs.
         phases: for each phase the cases of every world; worlds of a phase are of one size.
-        ports: as many as there are worlds in all.
     """
     silence_libraries()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    free = iter(ports)
+    stores = itertools.count()
     found: dict[Case, Share] = {}
     for worlds in phases:
-        addresses = [next(free) for _ in worlds]
         number, place = divmod(rank, size // len(worlds))
-        by_layout: dict[Layout, list[Case]] = {}
-        for case in worlds[number]:
-            by_layout.setdefault(case.layout, []).append(case)
-        with _ranks(place, size // len(worlds), addresses[number]):
-            for i, cases in enumerate(by_layout.values()):
-                os.environ["MASTER_PORT"] = str(addresses[number] + i)
+        # All ranks count the stores of all worlds.
+        groups = [[(next(stores), cases) for cases in _by_layout(world)] for world in worlds]
+        with _ranks(place, size // len(worlds)):
+            for store, cases in groups[number]:
+                use_store(store)
                 with mesh(cases[0].config(Path(folder)).parallel) as here:
                     found |= {case: _run(case, Path(folder), here) for case in cases}
     return found
 
 
+def _by_layout(cases: Sequence[Case]) -> list[list[Case]]:
+    found: dict[Layout, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.layout, []).append(case)
+    return list(found.values())
+
+
 @contextmanager
-def _ranks(rank: int, size: int, port: int) -> Iterator[None]:
+def _ranks(rank: int, size: int) -> Iterator[None]:
     """This process as one rank of a smaller world."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     before = {name: os.environ[name] for name in names}
-    os.environ.update(zip(names, map(str, (rank, size, rank, port)), strict=True))
+    os.environ.update(zip(names, map(str, (rank, size, rank)), strict=True))
     try:
         yield
     finally:

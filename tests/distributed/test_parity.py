@@ -1,7 +1,6 @@
 """The same model on one process and in every other layout: losses, gradient norm and weights after five steps."""
 
 import math
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,25 +70,14 @@ KEYS = ("loss", "loss_token_text", "loss_token_pair", "loss_patch_pixel", "loss_
 EXACT = ("tokens", "patches", "lr", "skipped_steps")
 
 
-def free_ports(count: int) -> list[int]:
-    """Numbers of ports that are free together with the few that follow them."""
-    ports: list[int] = []
-    while len(ports) < count:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if all(abs(port - other) > 8 for other in ports):
-            ports.append(port)
-    return ports
-
-
 def start(folder: Path, cases: Sequence[Case]) -> Result:
     """All cases in one start of four processes."""
     by_size: dict[int, list[Case]] = {1: [], 2: [], 4: []}
     for case in cases:
         by_size[int(np.prod(case.layout))].append(case)
     phases = [[by_size[size][world :: 4 // size] for world in range(4 // size)] for size in by_size]
-    ranks = run_ranks("tests/distributed/layouts.py::work", 4, (str(folder), phases, free_ports(7)), timeout=55)
+    stores = sum(len({case.layout for case in world}) for worlds in phases for world in worlds)
+    ranks = run_ranks("tests/distributed/layouts.py::work", 4, (str(folder), phases), timeout=55, stores=stores)
     return {case: [found[case] for found in ranks if case in found] for case in cases}
 
 

@@ -1,12 +1,9 @@
 """A checkpoint of any layout goes on in any other. One process is the truth: its tensors, its losses of later steps."""
 
 import dataclasses
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from megatron_pixel.training.canonical import TENSORS, open_source
 from megatron_pixel.training.heldout import evaluate_run
 from megatron_pixel.training.resharding import reshard
 from megatron_pixel.training.run import Run
-from tests.distributed.harness import run_ranks
+from tests.distributed.harness import run_ranks, use_store
 from tests.distributed.tiny_run import tiny
 
 WORDS = """
@@ -180,14 +177,13 @@ def truth(folder: str) -> dict[str, Any]:
         return {str(spread): write(root, spread, here, 6) for spread in (ONE, BF16)}
 
 
-def grid(folder: str, groups: list[tuple[int, int]], processes: int, ports: list[int]) -> dict[str, Any]:
+def grid(folder: str, groups: list[tuple[int, int]], processes: int) -> dict[str, Any]:
     """Every layout of so many processes writes and reads; one process group for layouts of equal cuts."""
     silence_libraries()
     root = Path(folder)
     result: dict[str, Any] = {}
-    for (tensor, pipeline), port in zip(groups, ports, strict=True):
-        # A rank that is early must not meet the store of the group before.
-        os.environ["MASTER_PORT"] = str(port)
+    for number, (tensor, pipeline) in enumerate(groups):
+        use_store(number)
 
         def here_only(spread: Spread, cut: tuple[int, int] = (tensor, pipeline)) -> bool:
             return spread.processes == processes and (spread.tensor, spread.pipeline) == cut
@@ -208,14 +204,6 @@ def grid(folder: str, groups: list[tuple[int, int]], processes: int, ports: list
     return result
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 @dataclasses.dataclass
 class Found:
     root: Path
@@ -234,8 +222,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     reads: dict[str, list[dict[str, Any]]] = {}
     # In this order: the later ones read what the earlier ones have written.
     for processes, groups in ((4, [(2, 2), (2, 1)]), (2, [(1, 1), (2, 1), (1, 2)])):
-        work = str(root), groups, processes, free_ports(len(groups))
-        ranks = run_ranks(grid, processes, work, timeout=240)
+        work = str(root), groups, processes
+        ranks = run_ranks(grid, processes, work, timeout=240, stores=len(groups))
         reads |= {name: [rank[name] for rank in ranks] for name in ranks[0]}
     return Found(root, losses, reads)
 

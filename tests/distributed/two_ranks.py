@@ -1,6 +1,5 @@
 """What the tests of this folder ask of two ranks, in one start of two processes: imports cost more than the work."""
 
-import os
 from typing import Any
 
 import deepspeed
@@ -15,6 +14,7 @@ from megatron_pixel.model.stages import build_stages
 from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
 from megatron_pixel.parallel.engine import build_engine, merged_config
 from megatron_pixel.parallel.mesh import Mesh, mesh
+from tests.distributed.harness import use_store
 from tests.model.helpers import rows_of
 
 MODEL = ModelConfig(
@@ -31,10 +31,8 @@ OPTIMIZER = OptimizerConfig(lr=1e-3, beta2=0.99, eps=1e-6, clip_grad=0.5)
 def everything() -> dict[str, Any]:
     """All that the tests need: this rank's place in each layout, what it measured in two of them, ZeRO's weights."""
     result: dict[str, Any] = {"places": {}}
-    port = int(os.environ["MASTER_PORT"])
     for i, (name, parallel) in enumerate(LAYOUTS.items()):
-        # A rank that is early must not meet the store of the layout before.
-        os.environ["MASTER_PORT"] = str(port - i)
+        use_store(i)
         with mesh(parallel) as here:
             result["places"][name] = place(here)
             if name == "data":
