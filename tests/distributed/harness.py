@@ -171,6 +171,7 @@ class _Ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self.stores.clear()
 
     def all_ended(self) -> bool:
         return all(process.poll() is not None for process in self.processes)
