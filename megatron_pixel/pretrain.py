@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megatron_pixel.config.errors import exit_on_user_error
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training.arguments import parse, rank_0_first
+from megatron_pixel.training.exit_codes import exit_code
 
 
 def main() -> None:
@@ -20,7 +21,8 @@ def main() -> None:
         from megatron_pixel.training.run import Run
 
         with mesh(config.parallel) as here, Run(config, here) as run:
-            run.train()
+            stopped_by = run.train()
+        sys.exit(exit_code(stopped_by))
 
 
 if __name__ == "__main__":

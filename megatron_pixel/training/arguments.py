@@ -68,7 +68,8 @@ def rank_0_first() -> Iterator[None]:
         if rank == "0":
             raise
         time.sleep(3)
-        raise UserError(f"rank {rank}: {error}") from error
+        error.args = (f"rank {rank}: {error}",)
+        raise
 
 
 def _print_config(words: Sequence[str]) -> NoReturn:

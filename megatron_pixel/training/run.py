@@ -126,12 +126,16 @@ class Run:
             )
         dist.barrier()
 
-    def train(self) -> None:
-        """Take the steps that are left, or as many as ``training.stop_after`` and signals allow."""
+    def train(self) -> str | None:
+        """Take the steps that are left, or as many as ``training.stop_after`` and signals allow.
+
+        Returns:
+            What ended the run before its last step, None where it is complete.
+        """
         config, mesh = self._config, self._mesh
         if self._done >= self._last:
             self._show(f"nothing to do: step {self._done:,} of {config.training.steps:,} is done")
-            return
+            return None
         trainer = Trainer(
             self._execution,
             self._objectives,
@@ -160,6 +164,7 @@ class Run:
         finally:
             signals.restore()
         self._show(self._ending(stopped_by))
+        return stopped_by
 
     def close(self) -> None:
         """Flush and close the record."""

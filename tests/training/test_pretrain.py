@@ -14,6 +14,7 @@ import yaml
 from megatron_pixel.config import load_config, to_dict
 from megatron_pixel.parallel.mesh import mesh
 from megatron_pixel.parallel.quiet import silence_libraries
+from megatron_pixel.training import exit_codes
 from megatron_pixel.training.metrics import EVALUATION_KEYS, STEP_KEYS
 from megatron_pixel.training.run import Run
 from tests.distributed.harness import run_ranks
@@ -97,7 +98,7 @@ def test_one_process_stopped_by_a_signal_and_started_again(tmp_path: Path) -> No
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
-    assert (code, err) == (0, "")
+    assert (code, err) == (exit_codes.REQUEUE, "")
     assert "stopped by SIGTERM after step" in out
     assert "start the same command again" in out
     (last, *_) = [line["step"] for line in reversed(lines(tmp_path)) if "loss" in line]
