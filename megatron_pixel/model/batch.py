@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_pixel.data.rows import Kind, MicroBatch, Modality
 
 if TYPE_CHECKING:
-    from megatron_pixel.model.objectives import Objective
+    from megatron_pixel.model.objectives import Prediction
 
 MODALITIES = {
     Kind.TEXT: (Modality.TOKEN,),
@@ -98,7 +98,7 @@ class Batch:
     """Targets by objective, for those whose modality the rows hold."""
 
 
-def to_tensors(rows: MicroBatch, objectives: Sequence["Objective"], device: torch.device | str = "cpu") -> Batch:
+def to_tensors(rows: MicroBatch, objectives: Sequence["Prediction"], device: torch.device | str = "cpu") -> Batch:
     """The tensors of a micro-batch on ``device``.
 
     On CUDA the copies start from pinned memory and overlap with whatever the device is doing.
@@ -116,12 +116,12 @@ def to_tensors(rows: MicroBatch, objectives: Sequence["Objective"], device: torc
     patches = np.empty((0,), np.uint8) if rows.patches is None else rows.patches
     place = torch.device(device)
     inputs = ModelInputs(
-        tokens=_move(torch.from_numpy(rows.tokens), place),
-        patches=_move(torch.from_numpy(patches), place),
-        modality=_move(modality, place),
-        position_ids=_move(torch.from_numpy(rows.position_ids), place),
-        segment_ids=_move(segment_ids, place),
-        targets=_move(targets, place),
+        tokens=move(torch.from_numpy(rows.tokens), place),
+        patches=move(torch.from_numpy(patches), place),
+        modality=move(modality, place),
+        position_ids=move(torch.from_numpy(rows.position_ids), place),
+        segment_ids=move(segment_ids, place),
+        targets=move(targets, place),
         header=header.tensor(),
     )
     labels = Labels(inputs.tokens, inputs.patches, inputs.targets, inputs.header)
@@ -130,7 +130,8 @@ def to_tensors(rows: MicroBatch, objectives: Sequence["Objective"], device: torc
     return Batch(rows.kind, rows, inputs, labels, named)
 
 
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; the copy to a CUDA device starts from pinned memory, and nothing waits for it."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

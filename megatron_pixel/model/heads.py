@@ -14,7 +14,7 @@ from megatron_pixel.model.layers import ColumnParallelLinear, RMSNorm
 from megatron_pixel.model.seeding import stage_seed
 
 if TYPE_CHECKING:
-    from megatron_pixel.model.objectives import Objective
+    from megatron_pixel.model.objectives import Prediction
 
 
 class FinalNorm(nn.Module):
@@ -76,7 +76,7 @@ class Heads(nn.Module):
         transformer: TransformerConfig,
         seed: int,
         stage: int,
-        objectives: Sequence["Objective"],
+        objectives: Sequence["Prediction"],
         touch_all: bool,
     ) -> None:
         super().__init__()

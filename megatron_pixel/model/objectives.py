@@ -24,22 +24,18 @@ VARIANCE_EPS = 1e-6
 """Keeps a patch of one value finite when it is normalized; as in the released code."""
 
 
-class Objective(ABC):
-    """One thing to learn.
+class Prediction(ABC):
+    """One thing that the model predicts, with a head of its own: all that the stages know of it.
 
     Attributes:
         name: key of its head, its loss and its metrics.
-        modality: the rows that hold it have this objective.
-        mask_kind: who sees whom; all objectives of a model must agree.
-        weight: factor of its mean loss in the loss of the step.
+        modality: the rows that hold it have this prediction.
+        mask_kind: who sees whom; all predictions of a model must agree.
     """
 
     name: str
     modality: Modality
     mask_kind: MaskKind = MaskKind.CAUSAL
-
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
 
     @abstractmethod
     def build_head(self, model: ModelConfig, transformer: TransformerConfig) -> nn.Module:
@@ -48,6 +44,17 @@ class Objective(ABC):
     @abstractmethod
     def positions(self, modality: Tensor, segment_ids: Tensor) -> Tensor:
         """Which positions predict: bool [b, s] from uint8 and int32 [b, s]."""
+
+
+class Objective(Prediction):
+    """A prediction whose target stands in the row itself.
+
+    Attributes:
+        weight: factor of its mean loss in the loss of the step.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
 
     @abstractmethod
     def targets(self, labels: Labels, positions: Tensor) -> Tensor:
@@ -149,6 +156,10 @@ class LossSum:
     """fp32 scalar with its graph."""
     count: int
     """Number of targets."""
+    each: Tensor | None = None
+    """fp32 [count] without a graph: the loss of each target."""
+    positions: Tensor | None = None
+    """int64 [count]: its flat position ``row * s + i``."""
 
 
 def losses(outputs: tuple[Tensor, ...], labels: Labels, objectives: Sequence[Objective]) -> dict[str, LossSum]:
@@ -165,8 +176,9 @@ def losses(outputs: tuple[Tensor, ...], labels: Labels, objectives: Sequence[Obj
         if count == 0:
             results[objective.name] = LossSum((0 * predictions.float()).sum(), 0)
             continue
-        targets = objective.targets(labels, positions[:count])
-        results[objective.name] = LossSum(objective.loss(predictions, targets).sum(), count)
+        predicting = positions[:count]
+        each = objective.loss(predictions, objective.targets(labels, predicting))
+        results[objective.name] = LossSum(each.sum(), count, each.detach(), predicting)
     return results
 
 

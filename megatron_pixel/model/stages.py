@@ -15,7 +15,7 @@ from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.model.embedding import Embedding
 from megatron_pixel.model.heads import FinalNorm, Heads
 from megatron_pixel.model.layers import DecoderLayer, transformer_config
-from megatron_pixel.model.objectives import Objective
+from megatron_pixel.model.objectives import Prediction
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StageSpec:
 
 def stage_specs(
     model: ModelConfig,
-    objectives: Sequence[Objective],
+    objectives: Sequence[Prediction],
     seed: int,
     tensor_parallel: int = 1,
     touch_all: bool = False,
@@ -74,7 +74,7 @@ def stage_specs(
 
 def build_stages(
     model: ModelConfig,
-    objectives: Sequence[Objective],
+    objectives: Sequence[Prediction],
     seed: int,
     tensor_parallel: int = 1,
     touch_all: bool = False,
