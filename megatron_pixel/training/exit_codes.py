@@ -9,6 +9,8 @@ from megatron_pixel.config.errors import UserError
 
 FINISHED = 0
 """The run took its last step, or the one that ``training.stop_after`` names."""
+CRASHED = 1
+"""Of a supervisor: the run died too often."""
 BAD_INPUT = UserError.exit_status
 """Settings, data or the run's folder are not as they must be: the same command would fail again."""
 GUARD = 65
