@@ -1,0 +1,35 @@
+"""Fine-tune a pretrained model on labelled texts. ``python megatron_pixel/finetune.py --help`` explains everything."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_pixel.config.errors import exit_on_user_error
+from megatron_pixel.config.schema import ParallelConfig
+from megatron_pixel.finetuning.arguments import parse
+from megatron_pixel.parallel.quiet import silence_libraries
+from megatron_pixel.training.arguments import rank_0_first
+
+
+def main() -> None:
+    """Parse, build, train, keep."""
+    with exit_on_user_error(), rank_0_first():
+        config = parse(sys.argv[1:])
+        silence_libraries()
+        # torch, megatron-core and deepspeed take seconds to import: a mistake above is told at once.
+        from megatron_pixel.finetuning.run import FinetuningRun
+        from megatron_pixel.parallel.mesh import mesh
+        from megatron_pixel.training.guards import StopSignals
+
+        with mesh(ParallelConfig()) as here:
+            run = FinetuningRun(config, here)
+            signals = StopSignals()
+            try:
+                run.train(signals)
+            finally:
+                signals.restore()
+
+
+if __name__ == "__main__":
+    main()

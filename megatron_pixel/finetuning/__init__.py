@@ -1,0 +1,1 @@
+"""Fine-tuning and evaluation on labelled texts: tasks, readers, rows, classifier, training, search."""

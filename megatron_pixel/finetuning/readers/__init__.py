@@ -1,0 +1,1 @@
+"""Readers of labelled examples, one module for each published layout."""
