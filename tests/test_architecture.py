@@ -15,6 +15,8 @@ FORBIDDEN = {
     "data": {"torch", "deepspeed", "megatron"},
     "drawing": {"torch", "deepspeed", "megatron"},
     "model": {"deepspeed"},
+    "interop": {"deepspeed", "megatron"},
+    "generation": {"deepspeed", "megatron"},
 }
 """Libraries that a room does without: what reads data must start fast, what computes must not know who spreads it."""
 

@@ -1,0 +1,1 @@
+"""Released checkpoints in and out: the Hugging Face layout of the paper's models, and plain Llama's."""

@@ -1,0 +1,115 @@
+"""One way to open any checkpoint: a run, one of its checkpoints in either form, or a released folder."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.schema import ModelConfig, PairConfig
+from megatron_pixel.interop.companions import find_tokenizer, recorded_rendering
+from megatron_pixel.interop.names import SCORE, head_name
+from megatron_pixel.interop.source import CONFIG, Released, is_released, open_released
+from megatron_pixel.training.canonical import Source, open_source
+from megatron_pixel.training.checkpoint_files import STATE, step_of
+from megatron_pixel.training.weights import named_checkpoint, newest_whole
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose tensors can be read, and what is known of it."""
+
+    folder: Path
+    """Of the checkpoint itself."""
+    run: Path | None
+    """Folder of the run that wrote it, where it still lies in one."""
+    source: Source
+    model: ModelConfig
+    pair: PairConfig
+    step: int | None
+    """Steps that it was trained for; None where nobody tells."""
+    state: dict[str, Any]
+    """``state.json``; empty for a released folder."""
+    labels: tuple[str, ...]
+    """Names of the classes of a classifier; () for a pretraining model."""
+    tokenizer: Path | None
+    """The sentencepiece model that it was trained with; None where it is not to be found."""
+    rendering: dict[str, Any]
+    """Rendering settings that its pages were made with, fonts as ``name (sha256 ...)``; empty where nobody tells."""
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether it has a patch embedder."""
+        return "0.patches.projection.weight" in self.source.shapes
+
+    def has_head(self, head: str) -> bool:
+        """Whether it has the head ``token``, ``patch`` or ``score``."""
+        return head_name(self.model, head) in self.source.shapes
+
+
+def open_any(folder: Path) -> Opened:
+    """Open ``folder``: a run (its newest whole checkpoint), a checkpoint ``step-...`` of either form, or a folder in
+    the released layout or plain Llama's.
+
+    Raises:
+        UserError: it is none of these, or not whole.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    if is_released(folder) or (folder / CONFIG).is_file():
+        return _released(open_released(folder))
+    if step_of(folder.resolve()) is not None:
+        step, checkpoint = named_checkpoint(folder)
+    else:
+        inner = folder / "checkpoints"
+        if not inner.is_dir() and not any(step_of(path) is not None for path in folder.iterdir()):
+            raise UserError(
+                f"{folder} is no checkpoint: neither a run, nor a folder step-..., nor a released model with {CONFIG}"
+            )
+        step, checkpoint = newest_whole(inner if inner.is_dir() else folder)
+    return _trained(step, checkpoint.resolve())
+
+
+def _released(source: Released) -> Opened:
+    told = source.described
+    labels = told.label_names
+    if (score := source.shapes.get(head_name(source.model, SCORE))) is not None and len(labels) != score[0]:
+        labels = tuple(f"LABEL_{number}" for number in range(score[0]))
+    return Opened(
+        source.folder,
+        None,
+        source,
+        source.model,
+        source.pair,
+        told.extra.get("step"),
+        {},
+        labels,
+        source.tokenizer,
+        told.extra.get("rendering", {}),
+    )
+
+
+def _trained(step: int, folder: Path) -> Opened:
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    config = state["config"]
+    run = folder.parent.parent
+    inside = folder.parent.name == "checkpoints" and (run / "config.yaml").is_file()
+    return Opened(
+        folder,
+        run if inside else None,
+        open_source(folder),
+        _section(ModelConfig, config["model"]),
+        _section(PairConfig, config.get("pair", {})),
+        step,
+        state,
+        tuple(state.get("labels") or ()),
+        find_tokenizer(state, folder, run if inside else None),
+        recorded_rendering(state.get("data", {})),
+    )
+
+
+def _section(schema: Any, values: dict[str, Any]) -> Any:
+    """A section of the settings; keys that this version does not know are those of another one's, and left out."""
+    known = {field.name for field in dataclasses.fields(schema)}
+    return schema(**{key: value for key, value in values.items() if key in known})
