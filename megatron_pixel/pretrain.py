@@ -14,6 +14,11 @@ from megatron_pixel.training.exit_codes import exit_code
 def main() -> None:
     """Parse, build, train, close."""
     with exit_on_user_error(), rank_0_first():
+        if "--dry-run" in sys.argv:
+            from megatron_pixel.planning.command import dry_run
+
+            dry_run(sys.argv[1:])
+            return
         config = parse(sys.argv[1:])
         silence_libraries()
         # torch, megatron-core and deepspeed take seconds to import: a mistake above is told at once.

@@ -15,6 +15,7 @@ FORBIDDEN = {
     "data": {"torch", "deepspeed", "megatron"},
     "drawing": {"torch", "deepspeed", "megatron"},
     "model": {"deepspeed"},
+    "planning": {"torch", "deepspeed", "megatron"},
     "interop": {"deepspeed", "megatron"},
     "generation": {"deepspeed", "megatron"},
 }

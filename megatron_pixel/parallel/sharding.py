@@ -4,10 +4,14 @@ Checkpoints depend on it: a wrong line would not fail, it would shuffle rows of 
 the attributes that megatron-core puts on its parameters and against the weights that each rank draws.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # what plans a run starts without torch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of each weight, under the names that torch and DeepSpeed give it."""

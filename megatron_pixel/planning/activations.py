@@ -1,0 +1,88 @@
+"""What a micro-batch keeps for its backward pass: the tensors that PyTorch's autograd saves, summed up by shape.
+
+Per position, with ``h`` hidden, ``k`` key-value width, ``d`` head width, ``f`` ffn, ``a`` heads, ``t`` tensor-parallel
+ranks and ``w`` bytes of an activation, a decoder layer keeps::
+
+    norms        2 x (input h w, its inverse deviation 4, output h w)
+    attention    queries, keys, values as one tensor (h + 2k) w / t, turned queries and keys (h + k) w / t, the context
+                 h w / t, a sum of exponents 4 a / t, cosines and sines 4 d w
+    SwiGLU       gate and up 2f w / t, the activated gate, a copy of up and their product f w / t each
+
+CPU kernels keep more of a norm: its input in fp32, and the normalized input in fp32 besides. A test holds these sums
+against saved-tensor hooks.
+"""
+
+from megatron_pixel.data.rows import Kind
+from megatron_pixel.planning.setting import Setting, has_patches, has_tokens
+
+
+def kept(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int], cuda: bool = True) -> int:
+    """Bytes that a micro-batch of a kind keeps on a pipeline rank from its forward to its backward pass.
+
+    Args:
+        setting: the run in its layout.
+        pipe: pipeline rank.
+        kind: of the rows.
+        targets: token targets and patch targets of the micro-batch.
+        cuda: kernels of CUDA devices, which keep less; else those of CPUs.
+    """
+    model, n = setting.model, setting.positions
+    layers = setting.layers(pipe)
+    again = sum(1 for layer in layers if layer in setting.recompute)
+    total = (len(layers) - again) * layer_bytes(setting, cuda) + again * setting.width * n * _residual(setting)
+    if setting.is_first(pipe):
+        total += _embedding(setting, kind)
+    if setting.is_last(pipe):
+        total += n * _norm(setting, cuda)
+        values = model.patch_size**2 * model.num_channels
+        tokens, patches = targets
+        width = setting.width * model.hidden + 8  # the hidden state of each target, and its place
+        if has_tokens(kind) or setting.touch_all:
+            total += max(tokens, 1) * width + tokens * (4 * model.vocab_size // setting.tensor + 9)
+        if has_patches(kind) or setting.touch_all:
+            total += max(patches, 1) * width + patches * 4 * values
+    return int(total)
+
+
+def layer_bytes(setting: Setting, cuda: bool = True) -> int:
+    """Bytes that a decoder layer keeps of a micro-batch."""
+    model, w, t = setting.model, setting.width, setting.tensor
+    h, f, d = model.hidden, model.ffn, model.hidden // model.heads
+    k = model.kv_heads * d
+    norms = 2 * (_norm(setting, cuda) + w * _residual(setting))
+    attention = w * (3 * h + 3 * k) / t + 4 * w * d + 4 * model.heads / t
+    return int(setting.positions * (norms + attention + 5 * w * f / t))
+
+
+def most_transient(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int]) -> int:
+    """Bytes that come on top for a moment: a layer that is computed again, or the logits and their gradients."""
+    again = any(layer in setting.recompute for layer in setting.layers(pipe))
+    layer = layer_bytes(setting) if again else 0
+    logits = 0
+    if setting.is_last(pipe) and has_tokens(kind):
+        # Logits and their gradient in the precision of training, the softmax's gradient in fp32.
+        logits = targets[0] * (2 * setting.width + (4 if setting.bf16 else 0)) * setting.model.vocab_size
+        logits //= setting.tensor
+    return max(layer, logits)
+
+
+def _norm(setting: Setting, cuda: bool) -> float:
+    """Bytes of a position that an RMSNorm keeps of its input."""
+    h = _residual(setting)
+    return (setting.width * h if cuda else 8 * h) + 4
+
+
+def _residual(setting: Setting) -> float:
+    """Values of a position outside of attention and feed-forward layers on a rank."""
+    return setting.model.hidden / (setting.tensor if setting.sequence_parallel else 1)
+
+
+def _embedding(setting: Setting, kind: Kind) -> int:
+    model, w, n = setting.model, setting.width, setting.positions
+    values = model.patch_size**2 * model.num_channels
+    total = 0
+    if has_tokens(kind):
+        total += 8 * n + (n if setting.tensor > 1 else 0)
+    if has_patches(kind):
+        total += n * (w * values + w * model.hidden + 2 * w)
+    return total + (n if kind == Kind.PAIR else 0)

@@ -1,0 +1,183 @@
+"""What one step sends: every collective of the model, of DeepSpeed and of the loop, by kind, rank by rank.
+
+Bytes are those of the tensor that an operation works on: what goes into an all-reduce, a reduce-scatter, a broadcast or
+a send, what comes out of an all-gather. They are known exactly, and a test holds them against the records of the
+profiler. An operation whose group is one rank sends nothing and is left out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_pixel.data.rows import Kind
+from megatron_pixel.planning.gathering import gathered_in_a_step
+from megatron_pixel.planning.parameters import Parameter, groups
+from megatron_pixel.planning.setting import Setting, Targets, has_patches, has_tokens
+
+OBJECTIVES = 2
+"""Next token and next patch."""
+KINDS = ("gradients", "weights", "tensor", "loss", "pipeline", "control")
+"""Kinds of traffic: see :class:`Traffic`."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Some operations of one rank in one step, all alike."""
+
+    kind: str
+    """``gradients`` summed over data-parallel ranks; ``weights`` gathered from them; ``tensor``: hidden states and
+    their gradients between tensor-parallel ranks; ``loss``: cross entropy over a split vocabulary; ``pipeline``: what
+    stages hand on; ``control``: counts, norms, flags."""
+    operation: str
+    """``all_reduce``, ``all_gather``, ``reduce_scatter``, ``broadcast`` or ``send``."""
+    group: str
+    """``data``, ``tensor``, ``pipeline``, ``model`` (tensor x pipeline) or ``world``."""
+    bytes: int
+    messages: int = 1
+
+
+def traffic(setting: Setting, pipe: int, data: int = 0, targets: Targets | None = None) -> list[Traffic]:
+    """All that a rank takes part in during one step that follows another, without evaluation between them.
+
+    Args:
+        setting: the run in its layout.
+        pipe, data: ranks; those along tensor parallelism do the same.
+        targets: of each kind of micro-batch, by default as many as there can be.
+    """
+    of_kind = targets or setting.full_targets
+    found = [
+        *_gradients(setting, pipe),
+        *_weights(setting, pipe),
+        *(part for kind in setting.kinds for part in _micro_batch(setting, pipe, kind, of_kind[kind])),
+        *_control(setting, pipe),
+    ]
+    return [part for part in _joined(found) if part.bytes and group_size(setting, part.group) > 1]
+
+
+def group_size(setting: Setting, group: str) -> int:
+    """Ranks of a group."""
+    sizes = {
+        "data": setting.data,
+        "tensor": setting.tensor,
+        "pipeline": setting.pipeline,
+        "model": setting.tensor * setting.pipeline,
+        "world": setting.devices,
+    }
+    return sizes[group]
+
+
+def flat_size(group: list[Parameter], setting: Setting) -> int:
+    """Values of the flat buffer of a group at ZeRO 1 and 2: padded so that every rank's part begins at 4 bytes."""
+    unit = 2 * setting.data
+    return -(-sum(parameter.share(setting.tensor) for parameter in group) // unit) * unit
+
+
+def partition_size(parameter: Parameter, setting: Setting) -> int:
+    """Values of a parameter on each rank at ZeRO 3, which cuts parameter by parameter."""
+    return -(-parameter.share(setting.tensor) // setting.data)
+
+
+def bf16_optimizer(setting: Setting) -> bool:
+    """Whether DeepSpeed takes its ``BF16_Optimizer``, which accumulates flat fp32 gradients: at ZeRO 1 in bf16."""
+    return setting.bf16 and setting.zero.stage == 1 and not setting.zero.offload
+
+
+def _gradients(setting: Setting, pipe: int) -> Iterator[Traffic]:
+    held, wire = setting.held(pipe), setting.communication
+    stage = setting.zero.stage
+    if bf16_optimizer(setting):
+        for group in groups(held):
+            yield Traffic("gradients", "all_reduce", "data", wire * flat_size(group, setting))
+    elif stage == 1:
+        # Parameters without a gradient in this step stay out.
+        tokens, patches = any(map(has_tokens, setting.kinds)), any(map(has_patches, setting.kinds))
+        yield Traffic("gradients", "all_reduce", "data", wire * _used(setting, held, tokens, patches))
+    for kind in setting.kinds if stage > 1 else ():
+        if stage == 2:
+            used = _used(setting, held, has_tokens(kind), has_patches(kind))
+            yield Traffic("gradients", "all_reduce", "data", wire * used)
+        else:
+            values = setting.data * sum(partition_size(parameter, setting) for parameter in held)
+            yield Traffic("gradients", "reduce_scatter", "data", wire * values)
+
+
+def _weights(setting: Setting, pipe: int) -> Iterator[Traffic]:
+    if setting.zero.stage < 3:
+        for group in groups(setting.held(pipe)):
+            yield Traffic("weights", "all_gather", "data", setting.width * flat_size(group, setting))
+        return
+    gathered = gathered_in_a_step(setting)
+    yield Traffic("weights", "all_gather", "data", setting.width * gathered.values, gathered.messages)
+
+
+def _micro_batch(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int]) -> Iterator[Traffic]:
+    """The model's forward and backward pass, and what stages hand on."""
+    h, width = setting.model.hidden, setting.width
+    hidden = setting.positions * h * width
+    if setting.is_first(pipe):
+        if has_tokens(kind):
+            yield Traffic("tensor", "all_reduce", "tensor", hidden)
+        elif setting.touch_all:
+            yield Traffic("tensor", "all_reduce", "tensor", h * width)
+    layers = setting.layers(pipe)
+    again = sum(1 for layer in layers if layer in setting.recompute)
+    # Forward behind the projection and behind the feed-forward layer, backward in front of both. What is computed again
+    # stops at the last thing that is needed, in front of its second sum.
+    count = 4 * len(layers) + again
+    yield Traffic("tensor", "all_reduce", "tensor", count * hidden, count)
+    if setting.is_last(pipe):
+        yield from _token_head(setting, kind, targets[0])
+    yield from _handed_on(setting, pipe)
+
+
+def _token_head(setting: Setting, kind: Kind, targets: int) -> Iterator[Traffic]:
+    """Gradients of the hidden states that the split head has read, and the cross entropy's three sums in fp32."""
+    if has_tokens(kind) or setting.touch_all:
+        targets = targets if has_tokens(kind) else 0
+        yield Traffic("tensor", "all_reduce", "tensor", max(targets, 1) * setting.model.hidden * setting.width)
+        yield Traffic("loss", "all_reduce", "tensor", 3 * 4 * targets, 3)
+
+
+def _handed_on(setting: Setting, pipe: int) -> Iterator[Traffic]:
+    """Hidden states and their gradients between neighbors; tensor-parallel ranks send a part each and gather it."""
+    hidden = setting.positions * setting.model.hidden * setting.width
+    # A part travels with its shape, its number and the boundaries of all parts, as 64-bit integers.
+    part, messages = (hidden, 1) if setting.tensor == 1 else (hidden // setting.tensor + 8 * (setting.tensor + 7), 2)
+    if not setting.is_last(pipe):
+        places = setting.positions * (4 + 4 + 8 * OBJECTIVES) + 8 * (2 + OBJECTIVES)
+        yield Traffic("pipeline", "send", "pipeline", part + places, messages + 4)
+        yield Traffic("pipeline", "all_gather", "tensor", 2 * hidden, 2)
+    if not setting.is_first(pipe):
+        yield Traffic("pipeline", "send", "pipeline", part, messages)
+        yield Traffic("pipeline", "all_gather", "tensor", hidden)
+
+
+def _control(setting: Setting, pipe: int) -> Iterator[Traffic]:
+    yield from LOOP
+    yield from ()
+
+
+LOOP = (
+    Traffic("control", "all_reduce", "data", 4 * 8),
+    Traffic("control", "all_reduce", "data", 64),
+    Traffic("control", "all_reduce", "pipeline", 64),
+    Traffic("control", "all_reduce", "world", 8),
+)
+"""The loop's own: targets of the step; losses; a signal to stop."""
+
+
+def _used(setting: Setting, held: list[Parameter], tokens: bool, patches: bool) -> int:
+    """Values of the parameters that get a gradient."""
+    everything = setting.touch_all
+    return sum(
+        parameter.share(setting.tensor) for parameter in held if everything or parameter.used_by(tokens, patches)
+    )
+
+
+def _joined(parts: list[Traffic]) -> list[Traffic]:
+    """One entry for all that differ in bytes only."""
+    sums: dict[tuple[str, str, str], list[int]] = {}
+    for part in parts:
+        entry = sums.setdefault((part.kind, part.operation, part.group), [0, 0])
+        entry[0] += part.bytes
+        entry[1] += part.messages
+    return [Traffic(*key, *values) for key, values in sums.items()]

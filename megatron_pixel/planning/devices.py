@@ -1,0 +1,62 @@
+"""What a GPU can do, from its maker's data sheets."""
+
+from dataclasses import dataclass
+
+from megatron_pixel.config.errors import UserError
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU and its links; rates of data go one way."""
+
+    title: str
+    memory: float
+    """Bytes."""
+    bf16: float
+    """Peak of dense matrix products, 10^12 operations a second."""
+    fp32: float
+    """Likewise in fp32, without TF32."""
+    bandwidth: float
+    """Of the memory, bytes a second."""
+    link: float
+    """To the other GPUs of its node, bytes a second."""
+    network: float
+    """To other nodes, bytes a second: its share of the node's adapters."""
+    source: str
+
+    def peak(self, bf16: bool) -> float:
+        """Operations a second."""
+        return (self.bf16 if bf16 else self.fp32) * 1e12
+
+
+_DGX_A100 = "NVIDIA A100 data sheet (2022); DGX A100: NVLink 600 GB/s both ways, 8 x HDR 200 Gb/s a node"
+_DGX_H100 = "NVIDIA H100 data sheet (2023); DGX H100: NVLink 900 GB/s both ways, 8 x NDR 400 Gb/s a node"
+_DGX_H200 = "NVIDIA H200 data sheet (2024); DGX H200: NVLink 900 GB/s both ways, 8 x NDR 400 Gb/s a node"
+_DGX_B200 = "NVIDIA DGX B200 data sheet (2024): NVLink 1.8 TB/s both ways, 8 x NDR 400 Gb/s a node"
+_PCIE = "PCIe 4.0 x16 64 GB/s both ways; the network, 100 Gb/s for each GPU, is assumed"
+
+DEVICES = {
+    "a100": Device("A100 80 GB SXM", 80e9, 312, 19.5, 2039e9, 300e9, 25e9, _DGX_A100),
+    "a100-40gb": Device("A100 40 GB SXM", 40e9, 312, 19.5, 1555e9, 300e9, 25e9, _DGX_A100),
+    "h100": Device("H100 80 GB SXM", 80e9, 989, 67, 3350e9, 450e9, 50e9, _DGX_H100),
+    "h200": Device("H200 141 GB SXM", 141e9, 989, 67, 4800e9, 450e9, 50e9, _DGX_H200),
+    "b200": Device("B200 180 GB SXM", 180e9, 2250, 75, 8000e9, 900e9, 50e9, _DGX_B200),
+    "l40s": Device("L40S 48 GB", 48e9, 362, 91.6, 864e9, 32e9, 12.5e9, f"NVIDIA L40S data sheet (2023); {_PCIE}"),
+    "a10": Device("A10 24 GB", 24e9, 125, 31.2, 600e9, 32e9, 12.5e9, f"NVIDIA A10 data sheet (2021); {_PCIE}"),
+    "l4": Device("L4 24 GB", 24e9, 121, 30.3, 300e9, 32e9, 12.5e9, f"NVIDIA L4 data sheet (2023); {_PCIE}"),
+}
+"""By the name that ``--gpu`` takes."""
+
+
+def find_device(name: str) -> Device:
+    """The device of a name; case and spaces do not matter.
+
+    Raises:
+        UserError: it is not in the table.
+    """
+    found = DEVICES.get(name.lower().replace(" ", "-"))
+    if found is None:
+        raise UserError(f"--gpu: {name!r} is not in the table; valid: {', '.join(DEVICES)}")
+    return found
