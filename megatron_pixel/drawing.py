@@ -87,7 +87,7 @@ def strip_to_rows(
     patches: np.ndarray, patches_per_row: int = 64, gap: int = 4, ground: Color = (255, 255, 255)
 ) -> np.ndarray:
     """Wrap a strip into rows: uint8 [height, width, 3], ``gap`` pixels of ``ground`` between rows and after the end."""
-    rows = _rows(patches, patches_per_row)
+    rows = wrap_rows(patches, patches_per_row)
     size = patches.shape[1]
     width = min(len(patches), patches_per_row) * size
     picture = np.empty((max(len(rows) * (size + gap) - gap, 0), width, 3), dtype=np.uint8)
@@ -104,15 +104,15 @@ def page_sheet(
     """A contact sheet: pages below each other, each under its caption and wrapped into numbered rows."""
     size = max(panel.patches.shape[1] for panel in panels)
     longest = max(len(panel.patches) for panel in panels)
-    gutter = _gutter([str(max(longest - 1, 0))])
+    gutter = gutter_width([str(max(longest - 1, 0))])
     columns = max(min(patches_per_row, longest), 1)
-    sheet = _Sheet(gutter + columns * size * scale, title, caption)
+    sheet = Sheet(gutter + columns * size * scale, title, caption)
     for panel in panels:
         sheet.space(12)
         if panel.caption:
             sheet.text(panel.caption, TEXT_SIZE, INK)
             sheet.space(4)
-        for index, row in enumerate(_rows(panel.patches, patches_per_row)):
+        for index, row in enumerate(wrap_rows(panel.patches, patches_per_row)):
             sheet.strip(row, scale, gutter, str(index * patches_per_row))
             sheet.space(5)
     return sheet.image()
@@ -149,21 +149,21 @@ def prediction_sheet(
     if not len(patches) == len(predictions) == len(errors):
         raise ValueError(f"{len(patches)} patches, {len(predictions)} predictions, {len(errors)} errors: not as many")
     known = np.isfinite(errors)
-    limit = _error_limit(errors[known]) if error_limit is None else error_limit
+    limit = error_limit_of(errors[known]) if error_limit is None else error_limit
     predicted = np.clip(np.nan_to_num(predictions), 0, 255).round().astype(np.uint8)
     if predicted.shape[-1] == 1:
         predicted = np.broadcast_to(predicted, (*predicted.shape[:-1], 3)).copy()
-    predicted[~known] = _hatch(patches.shape[1])
-    heat = _heat(errors, limit)[:, None, None, :]
+    predicted[~known] = hatched_patch(patches.shape[1])
+    heat = heat_colors(errors, limit)[:, None, None, :]
     heat[~known] = NO_TARGET
     size = patches.shape[1]
     heat = np.broadcast_to(heat, (len(errors), max(size // 3, 4), size, 3))
 
-    gutter = _gutter([f"patch {max(len(patches) - 1, 0)}", "predicted", "error"])
+    gutter = gutter_width([f"patch {max(len(patches) - 1, 0)}", "predicted", "error"])
     columns = max(min(patches_per_row, len(patches)), 1)
-    sheet = _Sheet(gutter + columns * size * scale, title, caption)
+    sheet = Sheet(gutter + columns * size * scale, title, caption)
     sheet.space(12)
-    rows = zip(*(_rows(strip, patches_per_row) for strip in (patches, predicted, heat)), strict=True)
+    rows = zip(*(wrap_rows(strip, patches_per_row) for strip in (patches, predicted, heat)), strict=True)
     for index, (page_row, predicted_row, heat_row) in enumerate(rows):
         sheet.strip(page_row, scale, gutter, f"patch {index * patches_per_row}")
         sheet.strip(predicted_row, scale, gutter, "predicted")
@@ -204,7 +204,7 @@ def _with_palette(image: Image.Image) -> Image.Image:
     return indexed
 
 
-def _rows(patches: np.ndarray, patches_per_row: int) -> list[np.ndarray]:
+def wrap_rows(patches: np.ndarray, patches_per_row: int) -> list[np.ndarray]:
     """[n, H, W, C] to a list of uint8 [H, k * W, 3], the last one as long as it is."""
     if patches_per_row < 1:
         raise ValueError(f"a row holds at least one patch, not {patches_per_row}")
@@ -215,7 +215,8 @@ def _rows(patches: np.ndarray, patches_per_row: int) -> list[np.ndarray]:
     return rows
 
 
-def _error_limit(errors: np.ndarray) -> float:
+def error_limit_of(errors: np.ndarray) -> float:
+    """Where the colors of errors end: their 98th percentile, rounded up to two digits."""
     high = float(np.percentile(errors, 98)) if len(errors) else 0.0
     if high <= 0:
         return 1.0
@@ -223,7 +224,7 @@ def _error_limit(errors: np.ndarray) -> float:
     return float(np.ceil(high / step) * step)
 
 
-def _heat(values: np.ndarray, limit: float) -> np.ndarray:
+def heat_colors(values: np.ndarray, limit: float) -> np.ndarray:
     """Colors, uint8 [n, 3], of values between 0 and ``limit``; NaN counts as 0."""
     position = np.clip(np.nan_to_num(values.astype(np.float64)) / limit, 0, 1) * (len(HEAT_STOPS) - 1)
     stops = np.array(HEAT_STOPS, dtype=np.float64)
@@ -231,7 +232,7 @@ def _heat(values: np.ndarray, limit: float) -> np.ndarray:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def _hatch(size: int) -> np.ndarray:
+def hatched_patch(size: int) -> np.ndarray:
     """A patch that cannot be taken for one of a page: light gray with diagonal lines, uint8 [size, size, 3]."""
     rows, columns = np.indices((size, size))
     patch = np.empty((size, size, 3), dtype=np.uint8)
@@ -246,11 +247,12 @@ def load_font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def _gutter(labels: Sequence[str]) -> int:
+def gutter_width(labels: Sequence[str]) -> int:
+    """Pixels that labels take at the left of their strips."""
     return int(max(load_font(LABEL_SIZE).getlength(label) for label in labels)) + 12
 
 
-class _Sheet:
+class Sheet:
     """A light page that grows downwards as things are put on it."""
 
     def __init__(self, content_width: int, title: str, caption: str):
@@ -265,6 +267,7 @@ class _Sheet:
             self.text(caption, TEXT_SIZE, FAINT_INK)
 
     def space(self, height: int) -> None:
+        """Room below what is there."""
         self._height += height
 
     def _put(self, left: int, picture: Image.Image) -> None:
@@ -305,7 +308,7 @@ class _Sheet:
         for text in (label, "0"):
             draw.text((left, middle), text, fill=INK, font=font, anchor="lm")
             left += int(font.getlength(text)) + 10
-        bar = np.broadcast_to(_heat(np.linspace(0, 1, width), 1.0), (height, width, 3))
+        bar = np.broadcast_to(heat_colors(np.linspace(0, 1, width), 1.0), (height, width, 3))
         draw.rectangle((left - 1, 2, left + width, height + 3), fill=EDGE)
         picture.paste(Image.fromarray(np.ascontiguousarray(bar)), (left, 3))
         left += width + 10
@@ -313,11 +316,12 @@ class _Sheet:
         draw.text((left, middle), most, fill=INK, font=font, anchor="lm")
         if no_target:
             left += int(font.getlength(most)) + 30
-            picture.paste(Image.fromarray(_hatch(height)), (left, 3))
+            picture.paste(Image.fromarray(hatched_patch(height)), (left, 3))
             draw.text((left + height + 8, middle), no_target, fill=INK, font=font, anchor="lm")
         self._put(0, picture)
 
     def image(self) -> Image.Image:
+        """The sheet with all that is on it."""
         image = Image.new("RGB", (self._inner + 2 * MARGIN, self._height + MARGIN), GROUND)
         for top, (left, picture) in zip(self._tops, self._pieces, strict=True):
             image.paste(picture, (left, top))

@@ -75,15 +75,15 @@ def test_raw_predictions_are_scaled_only():
 
 
 def test_heat_grows_darker_with_the_error():
-    colors = drawing._heat(np.linspace(0, 1, 50), 1.0)
+    colors = drawing.heat_colors(np.linspace(0, 1, 50), 1.0)
     brightness = colors @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(brightness) < 0).all()
-    assert tuple(drawing._heat(np.array([5.0]), 1.0)[0]) == drawing.HEAT_STOPS[-1]
+    assert tuple(drawing.heat_colors(np.array([5.0]), 1.0)[0]) == drawing.HEAT_STOPS[-1]
 
 
 @pytest.mark.parametrize(("errors", "limit"), [([0.1] * 10, 0.1), ([0.0], 1.0), ([], 1.0), ([1.234], 1.3)])
 def test_error_limit(errors: list[float], limit: float):
-    assert drawing._error_limit(np.array(errors)) == pytest.approx(limit)
+    assert drawing.error_limit_of(np.array(errors)) == pytest.approx(limit)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -116,13 +116,13 @@ def test_prediction_sheet_refuses_other_lengths():
 
 def test_the_note_says_how_predictions_were_made(monkeypatch: pytest.MonkeyPatch):
     said: list[str] = []
-    text = drawing._Sheet.text
+    text = drawing.Sheet.text
 
-    def listen(self: drawing._Sheet, line: str, size: int, color: drawing.Color) -> None:
+    def listen(self: drawing.Sheet, line: str, size: int, color: drawing.Color) -> None:
         said.append(line)
         text(self, line, size, color)
 
-    monkeypatch.setattr(drawing._Sheet, "text", listen)
+    monkeypatch.setattr(drawing.Sheet, "text", listen)
     for target in ("normalised", "raw"):
         prediction_sheet(some_patches(2), some_patches(2).astype(float), np.ones(2), patch_target=target)
     assert said == [drawing.TEACHER_FORCING_NOTE, drawing.RAW_NOTE]

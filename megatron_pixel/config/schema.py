@@ -242,6 +242,22 @@ class LoggingConfig:
     """Steps between progress lines on a terminal that is not interactive."""
     pages: int = 2
     """Held-out pages drawn with their predictions at each evaluation; 0 switches it off."""
+    attention: int | None = None
+    """Decoder layer, counted from 1, whose attention on those pages is drawn beside them."""
+    histograms: int = 0
+    """Steps between histograms of gradients and weights by stage, in TensorBoard; 0 switches them off."""
+    wandb: str | None = None
+    """Project at Weights & Biases that gets the same curves and pictures; needs the package wandb."""
+
+
+@dataclass
+class ProfileConfig:
+    """A trace of some steps."""
+
+    steps: str | None = None
+    """Steps to record, first and last, such as ``10:13``: one trace a rank below the run's folder, for Perfetto."""
+    stacks: bool = False
+    """Whether the trace holds the Python stack of every operation; slows those steps down."""
 
 
 @dataclass
@@ -259,5 +275,6 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     deepspeed_config: str = "ds_configs/zero1.json"
     """DeepSpeed's own settings (ZeRO stage, offload, buckets); what stands in this tree may not stand there too."""

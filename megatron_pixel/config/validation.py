@@ -16,6 +16,7 @@ from megatron_pixel.config.mixture import (
 )
 from megatron_pixel.config.schema import ParallelConfig, RunConfig
 from megatron_pixel.config.source import raise_problems
+from megatron_pixel.config.steps import parse_steps
 
 _AT_LEAST = {
     "model.layers": 1,
@@ -49,6 +50,7 @@ _AT_LEAST = {
     "logging.every": 1,
     "logging.progress_every": 1,
     "logging.pages": 0,
+    "logging.histograms": 0,
 }
 _ABOVE_ZERO = ("model.norm_eps", "model.rope_theta", "model.init_std", "optimizer.lr", "optimizer.eps")
 _MAX_SEED = 2**32 - 1  # numpy takes no larger one
@@ -99,6 +101,7 @@ def validate(config: RunConfig, where: Mapping[str, str] | None = None) -> None:
     _check_batch(report)
     _check_optimization(report)
     _check_names(report)
+    _check_watching(report)
     raise_problems(report.problems)
 
 
@@ -302,6 +305,20 @@ def _check_names(report: _Report) -> None:
                 "checkpoint.allow_changes",
                 f"no setting is called {name!r}" + (f"; did you mean {near}?" if near else ""),
             )
+
+
+def _check_watching(report: _Report) -> None:
+    config = report.config
+    layer = config.logging.attention
+    if layer is not None and report.fine("model.layers") and not 1 <= layer <= config.model.layers:
+        report.add("logging.attention", f"{layer} is no layer of the model; valid: 1 to {config.model.layers}")
+    if config.logging.wandb is not None and not config.logging.wandb:
+        report.add("logging.wandb", "empty; name a project, or leave it out (null)")
+    if config.profile.steps is not None:
+        try:
+            parse_steps(config.profile.steps)
+        except UserError as error:
+            report.add("profile.steps", str(error))
 
 
 def _mixture(config: RunConfig) -> PerKind | None:

@@ -83,6 +83,11 @@ class MixtureReader:
         """What the user should know of the sources before a run."""
         return [source.note for stream in self._streams.values() for source in stream.sources if source.note]
 
+    @property
+    def source_names(self) -> dict[Kind, list[str]]:
+        """Names of the sources of each kind, as rows carry them."""
+        return {kind: [source.name for source in stream.sources] for kind, stream in self._streams.items()}
+
     def warm_up(self) -> None:
         """Reads a row of every source, so that code is compiled and cached; what goes wrong is left for later."""
         for stream in self._streams.values():
@@ -164,6 +169,11 @@ class HeldoutReader:
             self._rows[kind] = [
                 (source, index) for (_, source), quota in zip(filled, quotas, strict=True) for index in range(quota)
             ]
+
+    @property
+    def source_names(self) -> dict[Kind, list[str]]:
+        """Names of the sources of each kind, as rows carry them."""
+        return {kind: list(dict.fromkeys(source.name for source, _ in rows)) for kind, rows in self._rows.items()}
 
     def num_rows(self, kind: Kind) -> int:
         """Rows of this kind that an evaluation reads."""

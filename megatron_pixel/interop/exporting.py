@@ -168,7 +168,9 @@ def _config(checkpoint: Opened, layout: Layout, dtype: str, special: dict[str, i
         extra["step"] = checkpoint.step
     torch_name = str(safetensors.DTYPES[dtype]).removeprefix("torch.")
     labels = checkpoint.labels or None
-    problem = checkpoint.state.get("problem_type") if labels else None
+    problem = None
+    if labels:
+        problem = "regression" if len(labels) == 1 else "single_label_classification"
     return config_json(layout, checkpoint.model, checkpoint.pair, torch_name, special, labels, problem, extra)
 
 

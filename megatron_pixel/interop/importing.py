@@ -13,7 +13,7 @@ from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.loader import save_config
 from megatron_pixel.config.schema import ModelConfig, RunConfig
 from megatron_pixel.interop.exporting import Progress
-from megatron_pixel.interop.names import parameters
+from megatron_pixel.interop.names import SCORE, head_name, parameters
 from megatron_pixel.interop.source import TOKENIZER, Released
 from megatron_pixel.training import checkpoint_files as files
 from megatron_pixel.training.canonical import CANONICAL, tensor_file
@@ -43,7 +43,7 @@ def from_hf(source: Released, out: Path, progress: Progress | None = None) -> tu
     if final.exists():
         raise UserError(f"{final} is there already; nothing was written")
     wanted = {p.name: p.shape for p in parameters(source.model, "released")}
-    if source.described.labels:
+    if head_name(source.model, SCORE) in source.shapes:
         wanted = source.shapes
     folder = files.writing_area(out) / final.name
     table: files.FileTable = {}

@@ -12,8 +12,11 @@ from megatron_pixel.interop.companions import find_tokenizer, recorded_rendering
 from megatron_pixel.interop.names import SCORE, head_name
 from megatron_pixel.interop.source import CONFIG, Released, is_released, open_released
 from megatron_pixel.training.canonical import Source, open_source
-from megatron_pixel.training.checkpoint_files import STATE, step_of
-from megatron_pixel.training.weights import named_checkpoint, newest_whole
+from megatron_pixel.training.checkpoint_files import MANIFEST, STATE, manifest_problem, step_of
+from megatron_pixel.training.weights import newest_whole
+
+BEST = "best"
+"""Folder of the checkpoint that a fine-tuning run keeps."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +62,26 @@ def open_any(folder: Path) -> Opened:
         raise UserError(f"there is no folder {folder}")
     if is_released(folder) or (folder / CONFIG).is_file():
         return _released(open_released(folder))
-    if step_of(folder.resolve()) is not None:
-        step, checkpoint = named_checkpoint(folder)
+    if (folder / MANIFEST).is_file() or step_of(folder.resolve()) is not None:
+        checkpoint = folder
+    elif (folder / BEST / MANIFEST).is_file():
+        checkpoint = folder / BEST
     else:
         inner = folder / "checkpoints"
         if not inner.is_dir() and not any(step_of(path) is not None for path in folder.iterdir()):
             raise UserError(
                 f"{folder} is no checkpoint: neither a run, nor a folder step-..., nor a released model with {CONFIG}"
             )
-        step, checkpoint = newest_whole(inner if inner.is_dir() else folder)
-    return _trained(step, checkpoint.resolve())
+        _, checkpoint = newest_whole(inner if inner.is_dir() else folder)
+    _, problem = manifest_problem(checkpoint)
+    if problem is not None:
+        raise UserError(f"{checkpoint} cannot be used: {problem}")
+    return _trained(checkpoint.resolve())
 
 
 def _released(source: Released) -> Opened:
     told = source.described
-    labels = told.label_names
-    if (score := source.shapes.get(head_name(source.model, SCORE))) is not None and len(labels) != score[0]:
-        labels = tuple(f"LABEL_{number}" for number in range(score[0]))
+    labels = _labels(list(told.label_names), source.shapes.get(head_name(source.model, SCORE)))
     return Opened(
         source.folder,
         None,
@@ -90,23 +96,39 @@ def _released(source: Released) -> Opened:
     )
 
 
-def _trained(step: int, folder: Path) -> Opened:
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    config = state["config"]
-    run = folder.parent.parent
-    inside = folder.parent.name == "checkpoints" and (run / "config.yaml").is_file()
+def _trained(folder: Path) -> Opened:
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        source = open_source(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is no checkpoint: {STATE} cannot be used ({type(error).__name__} {error})") from None
+    config = state.get("config") or {}
+    model = _section(ModelConfig, state.get("model") or config["model"])
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    found_run = run if (run / "config.yaml").is_file() else None
+    told = state.get("tokenizer")
+    rendering = state.get("rendering") or state.get("released", {}).get("rendering") or {}
     return Opened(
         folder,
-        run if inside else None,
-        open_source(folder),
-        _section(ModelConfig, config["model"]),
+        found_run,
+        source,
+        model,
         _section(PairConfig, config.get("pair", {})),
-        step,
+        state.get("step"),
         state,
-        tuple(state.get("labels") or ()),
-        find_tokenizer(state, folder, run if inside else None),
-        recorded_rendering(state.get("data", {})),
+        _labels(state.get("labels"), source.shapes.get(head_name(model, SCORE))),
+        Path(told) if told and Path(told).is_file() else find_tokenizer(state, folder, found_run),
+        rendering or recorded_rendering(state.get("data") or {}),
     )
+
+
+def _labels(names: list[str] | None, score: tuple[int, ...] | None) -> tuple[str, ...]:
+    """Names of the classes, made up where nobody has named them; () for a model without a score."""
+    if score is None:
+        return ()
+    if names and len(names) == score[0]:
+        return tuple(str(name) for name in names)
+    return tuple(f"LABEL_{number}" for number in range(score[0]))
 
 
 def _section(schema: Any, values: dict[str, Any]) -> Any:

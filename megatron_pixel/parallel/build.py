@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from megatron_pixel.model.stages import StageSpec
+from megatron_pixel.parallel.clock import Clock
 from megatron_pixel.parallel.engine import build_engine
 from megatron_pixel.parallel.execution import PipelineTraining, Training, WholeTraining
 from megatron_pixel.parallel.mesh import Mesh
@@ -31,13 +32,13 @@ def build_training(
         # Imported here: it starts DeepSpeed, which only a pipeline needs before its engine.
         from megatron_pixel.parallel.pipeline import PipelinedStages
 
-        training = PipelineTraining()
+        training = PipelineTraining(Clock(mesh.device))
         pipeline = PipelinedStages(specs, layers, mesh, training.loss)
         parameters = _count_parameters(pipeline, mesh)
         return training.attach(build_engine(pipeline, config, weight_decay, mpu=None)), parameters
     model = nn.Sequential(*(spec.build() for spec in specs)).to(mesh.device)
     parameters = _count_parameters(model, mesh)
-    return WholeTraining(build_engine(model, config, weight_decay, mesh.mpu)), parameters
+    return WholeTraining(build_engine(model, config, weight_decay, mesh.mpu), Clock(mesh.device)), parameters
 
 
 def _count_parameters(model: nn.Module, mesh: Mesh) -> int:

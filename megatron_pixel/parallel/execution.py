@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_pixel.model.batch import Batch
+from megatron_pixel.parallel.clock import Clock, time_pipeline
 
 Outputs = tuple[Tensor, ...]
 Loss = Callable[[Outputs, Batch], Tensor]
@@ -23,7 +24,13 @@ Look = Callable[[Outputs, Batch], None]
 
 
 class Execution(ABC):
-    """The model, ready to run in some layout."""
+    """The model, ready to run in some layout.
+
+    Attributes:
+        module: this rank's stages.
+    """
+
+    module: Any
 
     @abstractmethod
     def evaluate(self, batches: Iterable[Batch], count: int, look: Look) -> None:
@@ -35,9 +42,11 @@ class Training(Execution):
 
     Attributes:
         engine: the DeepSpeed engine.
+        clock: counts where the time of a step goes.
     """
 
     engine: Any
+    clock: Clock
 
     @abstractmethod
     def step(self, batches: Iterable[Batch], loss: Loss) -> None:
@@ -61,14 +70,20 @@ class WholeModel(Execution):
 class WholeTraining(WholeModel, Training):
     """A DeepSpeed engine without a pipeline."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, clock: Clock | None = None) -> None:
         super().__init__(engine.module)
         self.engine = engine
+        self.clock = clock or Clock()
 
     def step(self, batches: Iterable[Batch], loss: Loss) -> None:
+        part = self.clock.part
         for batch in batches:
-            self.engine.backward(loss(self.engine(batch.inputs), batch))
-            self.engine.step()
+            with part("forward"):
+                value = loss(self.engine(batch.inputs), batch)
+            with part("backward"):
+                self.engine.backward(value)
+            with part("optimizer", "optimizer step"):
+                self.engine.step()
 
 
 class PipelineTraining(Training):
@@ -81,8 +96,9 @@ class PipelineTraining(Training):
         engine: None until :meth:`attach`, as the engine's model needs :meth:`loss` first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.engine: Any = None
+        self.clock = clock or Clock()
         self._evaluates = False
         self._waiting: deque[Batch] = deque()
         self._loss: Loss | None = None
@@ -90,6 +106,8 @@ class PipelineTraining(Training):
     def attach(self, engine: Any) -> "PipelineTraining":
         """Name the engine whose model calls :meth:`loss`."""
         self.engine = engine
+        self.module = engine.module
+        time_pipeline(engine, self.clock)
         return self
 
     def loss(self, outputs: Outputs, labels: tuple[Tensor, ...]) -> Tensor:

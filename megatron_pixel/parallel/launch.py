@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from megatron_pixel.config.errors import UserError
 
-DEFAULT_PORT = 29500
-"""torch.distributed's own; taken where a launcher names no port."""
+MEETING_SECONDS = 300.0
+"""How long processes look for rank 0, where ``MEGATRON_PIXEL_MEETING_SECONDS`` says nothing else."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,15 @@ class Launch:
     local_rank: int
     """Rank within the node, which is the number of its GPU."""
     master_addr: str
+    """Host of rank 0; empty where the ranks tell each other through MPI."""
     master_port: int
+    """0 where nobody has named one: :func:`megatron_pixel.parallel.meeting.meet` finds it."""
+    job: str = ""
+    """What only the processes of this start know, and all of them; empty where the port is named."""
+    nodes: int = 1
+    """Nodes that the processes are spread over, as far as the launcher tells."""
+    here: int = 1
+    """Processes on this node, likewise."""
 
     def variables(self) -> dict[str, str]:
         """The five environment variables that torch.distributed and DeepSpeed read."""
@@ -60,7 +68,19 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
         return _launch("mpirun", environ, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     if "PMI_RANK" in environ:
         return _launch("mpirun", environ, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
-    return Launch("python", 0, 1, 0, "127.0.0.1", DEFAULT_PORT)
+    return Launch("python", 0, 1, 0, "127.0.0.1", 0)
+
+
+def meeting_seconds(environ: Mapping[str, str]) -> float:
+    """How long to look for rank 0. Raises UserError where the variable is no positive number."""
+    value = environ.get("MEGATRON_PIXEL_MEETING_SECONDS")
+    try:
+        seconds = MEETING_SECONDS if value is None else float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"MEGATRON_PIXEL_MEETING_SECONDS is {value!r}, not a number of seconds above 0")
+    return seconds
 
 
 def first_host(nodelist: str) -> str:
@@ -84,8 +104,10 @@ def _launch(
     local = 0 if local_name is None else _number(environ, local_name)
     if not 0 <= rank < size:
         raise UserError(f"{rank_name} is {rank} but {size_name} is {size}: ranks count from 0 to {size - 1}")
-    port = _number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else _default_port(environ, launcher)
-    return Launch(launcher, rank, size, local, _master_addr(environ, launcher, size), port)
+    port = _number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else 0
+    job = "" if port else _job(environ, launcher)
+    nodes, here = _spread(environ, launcher, size)
+    return Launch(launcher, rank, size, local, _master_addr(environ, launcher, nodes, job), port, job, nodes, here)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
@@ -96,23 +118,37 @@ def _number(environ: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
-def _master_addr(environ: Mapping[str, str], launcher: str, size: int) -> str:
+def _job(environ: Mapping[str, str], launcher: str) -> str:
+    """What tells this start from all others: a job that is requeued keeps its number and may leave processes behind."""
+    if launcher == "srun" and "SLURM_JOB_ID" in environ:
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    elif "OMPI_COMM_WORLD_RANK" in environ:
+        names = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_hnp_uri")
+    else:
+        return ""
+    return " ".join(f"{name}={environ[name]}" for name in names if name in environ)
+
+
+def _master_addr(environ: Mapping[str, str], launcher: str, nodes: int, job: str) -> str:
     if "MASTER_ADDR" in environ:
         return environ["MASTER_ADDR"]
     if launcher == "srun":
         nodelist = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
-        nodes = environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or "1"
-        return first_host(nodelist) if nodelist and nodes != "1" else "127.0.0.1"
-    # mpirun tells no host; it does tell how many ranks share this one.
-    here = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environ.get("MPI_LOCALNRANKS")
-    if here is not None and here != str(size):
-        raise UserError(
-            f"mpirun started {size} processes, {here} of them on this node: set MASTER_ADDR to the host of rank 0"
-        )
+        return first_host(nodelist) if nodelist and nodes > 1 else "127.0.0.1"
+    if "MASTER_PORT" not in environ and not job:
+        return ""  # MPICH's: rank 0 tells where it is
+    if nodes > 1:
+        raise UserError(f"mpirun started processes on {nodes} nodes: set MASTER_ADDR to the host of rank 0")
     return "127.0.0.1"
 
 
-def _default_port(environ: Mapping[str, str], launcher: str) -> int:
-    # Jobs that share a node must not meet at one port; ephemeral ports begin at 32768.
-    job = environ.get("SLURM_JOB_ID", "")
-    return 10000 + int(job) % 20000 if launcher == "srun" and job.isdecimal() else DEFAULT_PORT
+def _spread(environ: Mapping[str, str], launcher: str, size: int) -> tuple[int, int]:
+    """Nodes of a start and processes of this node; 1 and all of them where the launcher does not tell."""
+    if launcher == "srun":
+        told = environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or "1"
+        nodes = max(1, int(told)) if told.isdecimal() else 1
+        return nodes, -(-size // nodes)
+    # By torchrun, deepspeed, Open MPI, MPICH.
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+    here = next((int(environ[name]) for name in names if environ.get(name, "").isdecimal()), 0) or size
+    return -(-size // here), here

@@ -19,8 +19,9 @@ from megatron.core import parallel_state
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ParallelConfig
-from megatron_pixel.parallel.launch import Launch, read_launch
+from megatron_pixel.parallel.launch import Launch, meeting_seconds, read_launch
 from megatron_pixel.parallel.layout import data_parallel_size
+from megatron_pixel.parallel.meeting import meet
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others in one operation before the run ends."""
@@ -192,6 +193,8 @@ def _join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
         options["store"] = dist.HashStore()
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on this one
     else:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # torchrun's agent has opened a store otherwise
+            options["store"] = meet(launch, meeting_seconds(os.environ))
         os.environ.update(launch.variables())
         if device.type == "cuda":
             os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the GPU

@@ -5,13 +5,13 @@ a send, what comes out of an all-gather. They are known exactly, and a test hold
 profiler. An operation whose group is one rank sends nothing and is left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron_pixel.data.rows import Kind
 from megatron_pixel.planning.gathering import gathered_in_a_step
 from megatron_pixel.planning.parameters import Parameter, groups
-from megatron_pixel.planning.setting import Setting, Targets, has_patches, has_tokens
+from megatron_pixel.planning.setting import Setting, has_patches, has_tokens
 
 OBJECTIVES = 2
 """Next token and next patch."""
@@ -35,20 +35,26 @@ class Traffic:
     messages: int = 1
 
 
-def traffic(setting: Setting, pipe: int, data: int = 0, targets: Targets | None = None) -> list[Traffic]:
+def traffic(setting: Setting, pipe: int, targets: Sequence[tuple[int, int]] | None = None) -> list[Traffic]:
     """All that a rank takes part in during one step that follows another, without evaluation between them.
 
     Args:
         setting: the run in its layout.
-        pipe, data: ranks; those along tensor parallelism do the same.
-        targets: of each kind of micro-batch, by default as many as there can be.
+        pipe: rank along the pipeline; others at its place there do the same.
+        targets: token and patch targets of each micro-batch of the step, by default as many as there can be.
     """
-    of_kind = targets or setting.full_targets
+    full = setting.full_targets
+    of_batch = targets or [full[kind] for kind in setting.kinds]
     found = [
         *_gradients(setting, pipe),
         *_weights(setting, pipe),
-        *(part for kind in setting.kinds for part in _micro_batch(setting, pipe, kind, of_kind[kind])),
-        *_control(setting, pipe),
+        *(
+            part
+            for kind, n in zip(setting.kinds, of_batch, strict=True)
+            for part in _micro_batch(setting, pipe, kind, n)
+        ),
+        *_norms(setting, pipe),
+        *LOOP,
     ]
     return [part for part in _joined(found) if part.bytes and group_size(setting, part.group) > 1]
 
@@ -151,9 +157,33 @@ def _handed_on(setting: Setting, pipe: int) -> Iterator[Traffic]:
         yield Traffic("pipeline", "all_gather", "tensor", hidden)
 
 
-def _control(setting: Setting, pipe: int) -> Iterator[Traffic]:
-    yield from LOOP
-    yield from ()
+def _norms(setting: Setting, pipe: int) -> Iterator[Traffic]:
+    """The gradient norm, group by group of the optimizer; a pipeline's loss, which DeepSpeed tells all of its ranks."""
+    shares = "tensor" if setting.pipeline == 1 else "model"
+    if bf16_optimizer(setting):
+        yield Traffic("control", "all_reduce", shares, 4)
+    else:
+        width = 8 if setting.zero.stage == 3 else 4
+        for group in norm_groups(setting, pipe):
+            yield Traffic("control", "all_reduce", "data", width * group)
+            yield Traffic("control", "all_reduce", shares, width * group)
+    if setting.pipeline > 1:
+        if setting.is_last(pipe):
+            yield Traffic("control", "all_reduce", "data", 4)
+        yield Traffic("control", "broadcast", "pipeline", 2 * 4)
+
+
+def norm_groups(setting: Setting, pipe: int) -> list[int]:
+    """For each group of parameters, into how many DeepSpeed cuts it: ZeRO 3 takes so many values at a time."""
+    found = []
+    for group in groups(setting.held(pipe)):
+        parts, values = 0, 0
+        for parameter in group if setting.zero.stage == 3 else ():
+            values += partition_size(parameter, setting)
+            if values >= setting.zero.sub_group:
+                parts, values = parts + 1, 0
+        found.append(parts + (values > 0 or not parts))
+    return found
 
 
 LOOP = (

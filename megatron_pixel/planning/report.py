@@ -70,7 +70,8 @@ def _head(config: RunConfig, plan: Plan) -> str:
         + ("bf16" if setting.bf16 else "fp32")
         + (f", {again} of {model.layers} layers recomputed" if again else ""),
         "model": f"{sum(p.numel for p in setting.parameters):,} parameters: {model.layers} layers, "
-        f"{model.hidden} wide, {model.heads} heads ({model.kv_heads} key-value), ffn {model.ffn}, {model.seq_length:,} positions",
+        f"{model.hidden} wide, {model.heads} heads ({model.kv_heads} key-value), ffn {model.ffn}, "
+        f"{model.seq_length:,} positions",
         "batch": f"{sum(rows.values()):,} rows a step ({shares}), micro-batches of {setting.rows}, "
         f"{len(setting.kinds)} accumulated",
     }

@@ -35,6 +35,8 @@ class Zero:
     """Stage 3: parameters of at most so many values stay gathered."""
     max_live: int
     """Stage 3: values gathered at a time, as far as gathering ahead goes."""
+    sub_group: int
+    """Stage 3: values that the optimizer takes at a time."""
     max_reuse: int
     """Stage 3: a parameter that comes again within so many values is not let go."""
 
@@ -52,6 +54,7 @@ class Zero:
             prefetch=int(given.get("stage3_prefetch_bucket_size", 5e7)),
             persistent=int(given.get("stage3_param_persistence_threshold", 1e5)),
             max_live=int(given.get("stage3_max_live_parameters", 1e9)),
+            sub_group=int(given.get("sub_group_size", 1e9)),
             max_reuse=int(given.get("stage3_max_reuse_distance", 1e9)),
         )
 

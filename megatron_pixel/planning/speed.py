@@ -11,8 +11,8 @@
     ring        = factor x bytes x (n - 1) / n / rate + messages x latency,   factor 2 for an all-reduce, else 1
 
 ``products`` counts matrix products, recomputed ones included; ``other`` the memory traffic of all other operations:
-each byte that is kept for the backward pass is taken to be moved ``TRAFFIC`` times. The rate of a ring is the device's link
-inside a node; between nodes its network, times the ranks of the group on a node, as they share their node's adapters.
+each byte that is kept for the backward pass is taken to be moved ``TRAFFIC`` times. The rate of a ring is the device's
+link inside a node; between nodes its network, times the ranks of the group on a node, as they share their node's adapters.
 """
 
 from collections.abc import Iterable

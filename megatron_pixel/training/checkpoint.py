@@ -96,9 +96,10 @@ def restore(
         UserError: another architecture, a change of settings or of data that nobody allowed.
     """
     state = json.loads((found.folder / files.STATE).read_text(encoding="utf-8"))
-    changed = refuse_changes(state["config"], config, found.folder)
+    imported = "released" in state  # a released checkpoint knows its model, but no run's settings and rows
+    changed = refuse_changes(state["config"], config, found.folder, sections=("model",) if imported else None)
     changed += refuse_other_data(state["data"], data, config.checkpoint.allow_changes, found.folder)
-    if not changed and state["consumed"] != dict(consumed):
+    if not changed and not imported and state["consumed"] != dict(consumed):
         raise UserError(
             f"{found.folder} had taken {state['consumed']} rows by step {found.step}; this run's data would have given "
             f"{dict(consumed)}: the datasets are not those that the checkpoint was trained on"

@@ -1,7 +1,8 @@
 """Losses on the held-out rows, and pages with what the model predicted for them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,20 +13,9 @@ from megatron_pixel.model.batch import Batch, to_tensors
 from megatron_pixel.model.objectives import NextPatch, Objective, losses
 from megatron_pixel.parallel.execution import Execution, Outputs
 from megatron_pixel.parallel.mesh import Mesh
+from megatron_pixel.training.attention_probe import AttentionProbe
 from megatron_pixel.training.losses import LossTotals
-
-
-@dataclass(frozen=True)
-class PredictedPage:
-    """A held-out page and what the model saw coming, patch by patch; ``n`` patches."""
-
-    origin: tuple[str, int]
-    patches: np.ndarray
-    """uint8 [n, P, P, C]."""
-    predictions: np.ndarray
-    """uint8 [n, P, P, C]: entry i is the prediction of patch i from those before it; zero where there is no target."""
-    errors: np.ndarray
-    """float32 [n]: the loss of each patch, NaN where there is no target."""
+from megatron_pixel.training.pages import PredictedPage
 
 
 @dataclass(frozen=True)
@@ -36,6 +26,8 @@ class Evaluation:
     """Keys as in metrics.jsonl, without prefix; each the mean over all held-out targets of its kind."""
     pages: list[PredictedPage]
     """The first held-out pages, on the ranks of data-parallel rank 0; in a pipeline on all ranks."""
+    by_source: dict[str, float]
+    """Losses by source."""
 
 
 class Evaluator:
@@ -63,19 +55,23 @@ class Evaluator:
         self._shape = (model.patch_size, model.patch_size, model.num_channels)
         self._mesh = mesh
 
-    def run(self, pages: int = 0) -> Evaluation:
+    def run(self, pages: int = 0, attention: int | None = None) -> Evaluation:
         """Evaluate; collective.
 
         Args:
             pages: pages to show with their predictions: of pixel rows, or of pair rows where there are none.
+            attention: decoder layer, counted from 1, whose attention on these pages is wanted.
         """
         mesh = self._mesh
-        totals = LossTotals(mesh.device)
+        totals = LossTotals(mesh.device, self._reader.source_names)
         shown: list[PredictedPage] = []
         with_pages = next((kind for kind in (Kind.PIXEL, Kind.PAIR) if self._reader.num_rows(kind)), None)
+        probe = None
+        if pages and attention is not None:
+            probe = AttentionProbe(self._execution.module, attention, pages, mesh)
 
         def look(outputs: Outputs, batch: Batch) -> None:
-            totals.add(batch.kind, losses(outputs, batch.labels, self._objectives))
+            totals.add(batch.kind, losses(outputs, batch.labels, self._objectives), batch.rows)
             if batch.kind == with_pages and len(shown) < pages and mesh.data_rank == 0:
                 shown.extend(self._predicted_pages(batch, outputs)[: pages - len(shown)])
 
@@ -84,11 +80,18 @@ class Evaluator:
                 to_tensors(rows, self._objectives, mesh.device)
                 for rows in self._reader.batches(kind, mesh.data_rank, mesh.data_size)
             )
-            self._execution.evaluate(batches, self._reader.num_batches(kind, mesh.data_size), look)
+            with probe.watching() if probe is not None and kind == with_pages else nullcontext():
+                self._execution.evaluate(batches, self._reader.num_batches(kind, mesh.data_size), look)
         if pages and mesh.pipe_size > 1:
             # The last rank has seen them, the first one draws them.
             shown = [page for part in mesh.gather(shown) for page in part]
-        return Evaluation(totals.means(self._objectives, mesh), shown)
+        if probe is not None:
+            shown = [
+                replace(page, attention=weights[: len(page.patches), : len(page.patches)], layer=attention)
+                for page, weights in zip(shown, probe.maps(), strict=False)
+            ]
+        found = totals.collect(self._objectives, mesh)
+        return Evaluation(found.by_kind, shown, found.by_source)
 
     def _predicted_pages(self, batch: Batch, outputs: Outputs) -> list[PredictedPage]:
         rows = batch.rows

@@ -15,6 +15,8 @@ BAD_INPUT = UserError.exit_status
 """Settings, data or the run's folder are not as they must be: the same command would fail again."""
 GUARD = 65
 """A guard stopped the run: its numbers are not sound, and somebody has to look. The message says at what."""
+HANG = 70
+"""The watchdog ended a run that hung. A crash like others: start again."""
 REQUEUE = 75
 """Stopped early by a signal or a time limit, with a whole checkpoint: start the same command again to go on."""
 

@@ -140,6 +140,11 @@ class SwappedReader(HeldoutReader):
     def __init__(self, reader: HeldoutReader, model: ModelConfig, pair: PairConfig) -> None:
         self._swapped = list(swap_images(reader.batches(Kind.PAIR), model, pair))
 
+    @property
+    def source_names(self) -> dict[Kind, list[str]]:
+        """Rows with swapped images belong to no source."""
+        return {}
+
     def num_rows(self, kind: Kind) -> int:
         """Rows of the kind."""
         return sum(len(batch.rows) for batch in self._swapped) if kind == Kind.PAIR else 0

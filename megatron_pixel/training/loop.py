@@ -1,8 +1,8 @@
 """The training loop: steps, and between them metrics, evaluation, checkpoints and signals."""
 
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +15,17 @@ from megatron_pixel.config.schema import (
     OptimizerConfig,
     TrainingConfig,
 )
-from megatron_pixel.data.rows import MicroBatch
+from megatron_pixel.data.rows import Kind, MicroBatch
 from megatron_pixel.model.batch import Batch, to_tensors
 from megatron_pixel.model.objectives import Objective, losses
 from megatron_pixel.parallel.engine import set_learning_rate
 from megatron_pixel.parallel.execution import Outputs, Training
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training.guards import LossGuard, StopSignals
-from megatron_pixel.training.losses import LossTotals, StepCounts, micro_batch_loss
+from megatron_pixel.training.losses import StepCounts, micro_batch_loss
 from megatron_pixel.training.metrics import Record
+from megatron_pixel.training.observation import Observer
 from megatron_pixel.training.schedule import learning_rate
-from megatron_pixel.training.throughput import flops_per_step, memory_gb, peak_tflops
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Hooks:
     """Writes the checkpoint of a step."""
     note: Callable[[str], None]
     """Shows a line."""
+    watch: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
+    """Around each step: a profiler, for some."""
 
 
 class Trainer:
@@ -51,6 +53,8 @@ class Trainer:
         model, training, optimizer: the parts of the config that a step depends on.
         end_patch: whether the black end patch is a target.
         mesh: where this process stands.
+        sources: names of the datasets of each kind, for losses by source.
+        histograms_every: steps between histograms of gradients and weights, 0 for none.
     """
 
     def __init__(
@@ -62,15 +66,17 @@ class Trainer:
         optimizer: OptimizerConfig,
         end_patch: bool,
         mesh: Mesh,
+        sources: Mapping[Kind, Sequence[str]] | None = None,
+        histograms_every: int = 0,
     ) -> None:
         self.engine = execution.engine
         self._execution = execution
         self._objectives = objectives
-        self._model, self._training, self._optimizer = model, training, optimizer
+        self._training, self._optimizer = training, optimizer
         self._end_patch = end_patch
         self.mesh = mesh
+        self.observer = Observer(execution, objectives, model, training, mesh, sources, histograms_every)
         self._guard = LossGuard()
-        self._peak = peak_tflops(mesh.device, training.precision)
 
     def step(self, step: int, batches: Sequence[MicroBatch]) -> tuple[Record, str | None]:
         """One optimizer step over this rank's micro-batches.
@@ -85,53 +91,36 @@ class Trainer:
         Raises:
             NonFiniteLossError: see :class:`LossGuard`.
         """
-        start = time.perf_counter()
         mesh = self.mesh
+        totals = self.observer.begin(step)
         counts = StepCounts(batches, self._objectives, self._end_patch, mesh.data_group, mesh.device)
-        totals = LossTotals(mesh.device)
         rate = learning_rate(step, self._training.steps, self._optimizer)
         set_learning_rate(self.engine, rate)
         skipped_before = self.engine.skipped_steps
         contributions: list[torch.Tensor] = []
 
         def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
-            terms = losses(outputs, batch.labels, self._objectives)
-            totals.add(batch.kind, terms)
-            value = micro_batch_loss(terms, self._objectives, counts.targets, mesh.data_size, len(batches))
+            with self._execution.clock.named("loss"):
+                terms = losses(outputs, batch.labels, self._objectives)
+                totals.add(batch.kind, terms, batch.rows)
+                value = micro_batch_loss(terms, self._objectives, counts.targets, mesh.data_size, len(batches))
             contributions.append(value.detach())
             return value
 
-        self._execution.step((to_tensors(rows, self._objectives, mesh.device) for rows in batches), loss)
-        means = totals.means(self._objectives, mesh)
+        self._execution.step(self._tensors(batches), loss)
+        seen = self.observer.collect(totals)
+        means = seen.losses.by_kind
         skipped = self.engine.skipped_steps > skipped_before
         finite = math.isfinite(means["loss"] or 0.0)
         rows = "" if finite else self._bad_rows(batches, contributions)
         warning = self._guard.check(step, finite, skipped, rows)
-        norm = self.engine.get_global_grad_norm()
-        speed = self._speed(counts, time.perf_counter() - start)
-        return {
-            "step": step,
-            **means,
-            "lr": rate,
-            "grad_norm": None if norm is None else float(norm),
-            **speed,
-            "memory_gb": memory_gb(mesh.device),
-            "skipped_steps": int(self.engine.skipped_steps),
-        }, warning
+        return self.observer.record(step, seen, counts, rate), warning
 
-    def _speed(self, counts: StepCounts, seconds: float) -> Record:
-        tokens, patches = (counts.targets.get(name, 0) for name in ("token", "patch"))
-        flops = flops_per_step(self._model, counts.positions, tokens, patches, counts.patches)
-        tflops = flops / seconds / self.mesh.world_size / 1e12
-        return {
-            "tokens": tokens,
-            "patches": patches,
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "patches_per_second": patches / seconds,
-            "tflops_per_device": tflops,
-            "mfu": tflops / self._peak if self._peak else None,
-        }
+    def _tensors(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
+        for rows in batches:
+            with self._execution.clock.part("data", "rows to tensors"):
+                batch = to_tensors(rows, self._objectives, self.mesh.device)
+            yield batch
 
     def _bad_rows(self, batches: Sequence[MicroBatch], contributions: Sequence[torch.Tensor]) -> str:
         """Rows of the micro-batches without a finite loss, over all ranks; collective."""
@@ -183,9 +172,10 @@ def train(
     Returns:
         Why the run ended before ``milestones.steps``: a signal or ``training.stop_after``; None where it is complete.
     """
-    for index, batches in steps:
+    for index, batches in trainer.observer.waiting(steps):
         step = index + 1
-        record, warning = trainer.step(step, batches)
+        with hooks.watch(step):
+            record, warning = trainer.step(step, batches)
         stop = _agreed_signal(signals, trainer)
         if stop is None and step == last < milestones.steps:
             stop = "training.stop_after"

@@ -1,11 +1,14 @@
 """From sums over micro-batches to the losses of a step: means over the global batch, whatever the micro-batches."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron_pixel.data.rows import Kind, MicroBatch, Modality
+from megatron_pixel.model.batch import move
 from megatron_pixel.model.objectives import LossSum, Objective
 from megatron_pixel.parallel.mesh import Mesh
 
@@ -25,6 +28,7 @@ class StepCounts:
         targets: targets by objective.
         positions: positions that hold a token or a patch.
         patches: positions that hold a patch.
+        attended: pairs of a position and one that it attends to, itself among them: n (n + 1) / 2 in a row of n.
     """
 
     def __init__(
@@ -35,16 +39,18 @@ class StepCounts:
         group: dist.ProcessGroup,
         device: torch.device,
     ) -> None:
-        local = [0, 0, 0, 0]
+        local = [0, 0, 0, 0, 0]
         for batch in batches:
             targets = batch.count_targets(end_patch)
             local[0] += targets.tokens
             local[1] += targets.patches
-            local[2] += int((batch.modality != Modality.PADDING).sum())
+            lengths = (batch.modality != Modality.PADDING).sum(1)
+            local[2] += int(lengths.sum())
             local[3] += int((batch.modality == Modality.PATCH).sum())
+            local[4] += int((lengths * (lengths + 1) // 2).sum())
         total = torch.tensor(local, dtype=torch.int64, device=device)
         dist.all_reduce(total, group=group)
-        tokens, patches, self.positions, self.patches = (int(value) for value in total.tolist())
+        tokens, patches, self.positions, self.patches, self.attended = total.tolist()
         counts = {Modality.TOKEN: tokens, Modality.PATCH: patches}
         self.targets = {objective.name: counts[objective.modality] for objective in objectives}
 
@@ -71,38 +77,119 @@ def micro_batch_loss(
 
 
 class LossTotals:
-    """Sums and counts of losses by key of metrics.jsonl; sums stay on the device until :meth:`means` asks for them."""
+    """Sums and counts of losses by key of metrics.jsonl; sums stay on the device until they are asked for.
 
-    def __init__(self, device: torch.device) -> None:
-        self._places = {key: place for place, key in enumerate(KEYS.values())}
-        self._sums = torch.zeros(len(KEYS), dtype=torch.float64, device=device)
-        self._counts = [0] * len(KEYS)
+    Args:
+        device: where they are.
+        sources: names of the datasets of each kind, the same on all ranks. Where a kind has several, its losses are
+            also summed by source, under keys such as ``loss_patch_pixel/english``.
+    """
 
-    def add(self, kind: Kind, terms: Mapping[str, LossSum]) -> None:
-        """Add one micro-batch."""
+    def __init__(self, device: torch.device, sources: Mapping[Kind, Sequence[str]] | None = None) -> None:
+        self._sources = sources or {}
+        split = {kind: list(names) for kind, names in self._sources.items() if len(names) > 1}
+        keys = [*KEYS.values(), *(source_key(kind, o, n) for kind, o in KEYS for n in split.get(kind, ()))]
+        self._places = {key: place for place, key in enumerate(keys)}
+        self._number = {kind: {name: i for i, name in enumerate(names)} for kind, names in split.items()}
+        self._totals = torch.zeros(len(keys), 2, dtype=torch.float64, device=device)
+
+    def add(self, kind: Kind, terms: Mapping[str, LossSum], rows: MicroBatch | None = None) -> None:
+        """Add one micro-batch.
+
+        Args:
+            kind: of its rows.
+            terms: from :func:`megatron_pixel.model.objectives.losses`.
+            rows: the micro-batch, for the sums by source.
+        """
         for name, term in terms.items():
-            if term.count:
-                place = self._places[KEYS[kind, name]]
-                self._sums[place] += term.sum.detach()
-                self._counts[place] += term.count
+            if not term.count:
+                continue
+            line = self._totals[self._places[KEYS[kind, name]]]
+            line[0] += term.sum.detach()
+            line[1] += term.count
+            if rows is not None and kind in self._number and term.each is not None and term.positions is not None:
+                self._add_by_source(kind, name, rows, term.each, term.positions)
+
+    def _add_by_source(self, kind: Kind, name: str, rows: MicroBatch, each: Tensor, positions: Tensor) -> None:
+        """Sums over rows, then over the rows of each source: every addition in a fixed order, on the device."""
+        b, s = rows.modality.shape
+        values = each.new_zeros(b * s, 2)
+        values[positions] = torch.stack([each, torch.ones_like(each)], dim=1)
+        by_row = values.view(b, s, 2).sum(1).double()
+        numbers = self._number[kind]
+        belongs = torch.zeros(len(numbers), b, dtype=torch.float64)
+        for row, (source, _) in enumerate(rows.rows):
+            if source in numbers:  # padding rows come from nowhere
+                belongs[numbers[source], row] = 1.0
+        first = self._places[source_key(kind, name, next(iter(numbers)))]
+        self._totals[first : first + len(numbers)] += move(belongs, each.device) @ by_row
+
+    def share(self, mesh: Mesh) -> Tensor:
+        """What this rank adds to the sum over all ranks, float64 [keys, 2]: sums and counts.
+
+        Tensor-parallel ranks know the same losses, which count once; in a pipeline only the last rank knows any.
+        """
+        return self._totals if mesh.tensor_rank == 0 else torch.zeros_like(self._totals)
+
+    def read(self, totals: Tensor, objectives: Sequence[Objective]) -> "StepLosses":
+        """Means from the sum of all ranks' :meth:`share`, on the host."""
+        sums = dict(zip(self._places, totals.tolist(), strict=True))
+        means = {key: total / count if count else None for key, (total, count) in sums.items()}
+        by_kind = {"loss": _weighted(sums, objectives), **{key: means.pop(key) for key in KEYS.values()}}
+        by_source = {key: mean for key, mean in means.items() if mean is not None}
+        for (kind, name), key in KEYS.items():
+            names = self._sources.get(kind, ())
+            mean = by_kind[key]
+            if len(names) == 1 and mean is not None:
+                by_source[source_key(kind, name, names[0])] = mean
+        return StepLosses(by_kind, by_source)
 
     def means(self, objectives: Sequence[Objective], mesh: Mesh) -> dict[str, float | None]:
         """Losses over all ranks by key; None without targets. ``loss`` is the weighted sum of the means.
 
-        Collective, with the same answer on all ranks; in a pipeline only the last one has added anything.
+        Collective, with the same answer on all ranks.
         """
-        totals = torch.stack([self._sums, self._sums.new_tensor(self._counts)], dim=1)
-        dist.all_reduce(totals, group=mesh.data_group)
-        mesh.sum_over_pipeline(totals)
-        sums = dict(zip(self._places, totals.tolist(), strict=True))
-        means: dict[str, float | None] = {"loss": 0.0}
-        for key, (total, count) in sums.items():
-            means[key] = total / count if count else None
-        loss = 0.0
-        for objective in objectives:
-            parts = [sums[key] for (_, name), key in KEYS.items() if name == objective.name]
-            count = sum(part[1] for part in parts)
-            if count:
-                loss += objective.weight * sum(part[0] for part in parts) / count
-        means["loss"] = loss
-        return means
+        return self.collect(objectives, mesh).by_kind
+
+    def collect(self, objectives: Sequence[Objective], mesh: Mesh) -> "StepLosses":
+        """Losses over all ranks, by kind and by source; collective, with the same answer on all ranks."""
+        (totals,) = sum_over_ranks([self.share(mesh)])
+        return self.read(totals, objectives)
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Losses of a step, or of an evaluation, over all ranks."""
+
+    by_kind: dict[str, float | None]
+    """``loss`` and the keys of ``KEYS``; None without targets."""
+    by_source: dict[str, float]
+    """Keys such as ``loss_patch_pixel/english``, of those that had targets."""
+
+
+def source_key(kind: Kind, objective: str, source: str) -> str:
+    """``loss_patch_pixel/english`` of the source ``pixel:english``."""
+    return f"{KEYS[kind, objective]}/{source.partition(':')[2]}"
+
+
+def sum_over_ranks(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Each of some tensors summed over all ranks, as float64 on the host; one collective and one wait for all of them.
+
+    Args:
+        parts: the same shapes on all ranks.
+    """
+    flat = torch.cat([part.detach().double().flatten() for part in parts])
+    dist.all_reduce(flat)
+    summed = flat.cpu().split([part.numel() for part in parts])
+    return [values.view(part.shape) for values, part in zip(summed, parts, strict=True)]
+
+
+def _weighted(sums: Mapping[str, Sequence[float]], objectives: Sequence[Objective]) -> float:
+    """``sum_k weight_k * sum_k / count_k``, kinds of rows taken together."""
+    loss = 0.0
+    for objective in objectives:
+        parts = [sums[key] for (_, name), key in KEYS.items() if name == objective.name]
+        count = sum(part[1] for part in parts)
+        if count:
+            loss += objective.weight * sum(part[0] for part in parts) / count
+    return loss

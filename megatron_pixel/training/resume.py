@@ -17,6 +17,7 @@ FREE_TO_CHANGE = (
     "training.stop_after",
     "checkpoint",
     "logging",
+    "profile",
     "evaluation",
     "data.prefetch",
     "data.workers",
@@ -49,14 +50,22 @@ def changes(saved: dict[str, Any], config: RunConfig) -> list[tuple[str, Any, An
     return [(name, old, new) for name, old, new in pairs if old != new and not _named(name, FREE_TO_CHANGE)]
 
 
-def refuse_changes(saved: dict[str, Any], config: RunConfig, checkpoint: Path) -> list[str]:
+def refuse_changes(
+    saved: dict[str, Any], config: RunConfig, checkpoint: Path, sections: Collection[str] | None = None
+) -> list[str]:
     """Refuse changes that nobody allowed; returns a line for each that ``checkpoint.allow_changes`` let pass.
+
+    Args:
+        saved: settings of the checkpoint.
+        config: settings of this run.
+        checkpoint: for the message.
+        sections: compare these alone, as the checkpoint knows no others; None compares all.
 
     Raises:
         UserError: lists every refused change with both values and the way to allow it.
     """
     allowed = config.checkpoint.allow_changes
-    found = changes(saved, config)
+    found = [change for change in changes(saved, config) if sections is None or _named(change[0], sections)]
     refused = [(name, old, new) for name, old, new in found if not _named(name, allowed)]
     if refused:
         lines = "".join(f"\n  {name}: {old} in the checkpoint, {new} now" for name, old, new in refused)

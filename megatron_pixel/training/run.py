@@ -1,11 +1,11 @@
 """A pretraining run put together: data, model, engine, checkpoint, and the folder that keeps its record."""
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import torch.distributed as dist
 
 from megatron_pixel.config.errors import UserError
@@ -15,7 +15,6 @@ from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.data.loader import PrefetchLoader
 from megatron_pixel.data.mixture import open_heldout, open_training
 from megatron_pixel.data.rows import Kind
-from megatron_pixel.drawing import prediction_sheet
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import stage_specs
 from megatron_pixel.parallel.build import build_training
@@ -25,11 +24,12 @@ from megatron_pixel.parallel.layout import check_layout
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training import checkpoint, checkpoint_files
 from megatron_pixel.training.data_facts import data_facts
-from megatron_pixel.training.evaluation import Evaluator, PredictedPage
+from megatron_pixel.training.evaluation import Evaluator
 from megatron_pixel.training.guards import StopSignals
 from megatron_pixel.training.loop import Hooks, Milestones, Trainer, train
-from megatron_pixel.training.metrics import MetricsLog, Record
-from megatron_pixel.training.progress import Progress, losses_line
+from megatron_pixel.training.metrics import Record
+from megatron_pixel.training.profiling import Profiler
+from megatron_pixel.training.recorder import Recorder
 from megatron_pixel.training.resume import Layout
 from megatron_pixel.training.saving import Saver
 from megatron_pixel.training.summary import start_block
@@ -70,7 +70,6 @@ class Run:
         behind = config.checkpoint.asynchronous
         behind = mesh.device.type == "cuda" if behind is None else behind
         self._saver = Saver(self._engine, self._checkpoints, config, self._layout, self._data_facts, behind)
-        self._stall = 0.0
         self._open_record()
         self._show(start_block(config, mesh, self._layout, self._parameters, self._rows, len(self._kinds)))
         self._show(self._starting_point(found))
@@ -113,17 +112,11 @@ class Run:
 
     def _open_record(self) -> None:
         """The run's folder; rank 0 keeps it."""
-        self._metrics: MetricsLog | None = None
-        self._progress: Progress | None = None
         if self._mesh.is_main:
-            (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._aside = checkpoint_files.set_aside(self._checkpoints, self._done)
             save_config(self._config, self._folder / "config.yaml")
-            self._metrics = MetricsLog(self._folder, self._done, self._config.logging.every)
-            self._log = (self._folder / "logs" / "pretrain.log").open("a", encoding="utf-8")
-            self._progress = Progress(
-                self._config.training.steps, self._last, self._config.logging.progress_every, log=self._log
-            )
+        self._recorder = Recorder(self._config, self._done, self._last, self._mesh)
         dist.barrier()
 
     def train(self) -> str | None:
@@ -144,8 +137,11 @@ class Run:
             config.optimizer,
             config.loss.end_patch,
             mesh,
+            self._reader.source_names,
+            config.logging.histograms,
         )
         self._evaluator = Evaluator(self._execution, self._heldout, self._objectives, config.model, mesh)
+        profiler = Profiler(config.profile, self._folder, self._execution, mesh, self._show)
         steps = range(self._done, self._last)
         signals = StopSignals()
         try:
@@ -158,20 +154,19 @@ class Run:
                     self._last,
                     Milestones(config.training.steps, config.evaluation, config.checkpoint),
                     signals,
-                    Hooks(self._record, self._evaluate, self._save, self._show),
+                    Hooks(self._record, self._evaluate, self._save, self._show, profiler.step),
                 )
             self._saver.wait()
         finally:
             signals.restore()
+            trainer.observer.close()
+        profiler.close(self._done)
         self._show(self._ending(stopped_by))
         return stopped_by
 
     def close(self) -> None:
         """Flush and close the record."""
-        if self._metrics is not None and self._progress is not None:
-            self._progress.finish()
-            self._metrics.close()
-            self._log.close()
+        self._recorder.close()
 
     def __enter__(self) -> "Run":
         return self
@@ -180,50 +175,30 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            if self._progress is not None:
-                self._progress.finish()
-                self._progress.keep(f"ended by {type(error).__name__}: {error}")
+            self._recorder.keep(f"ended by {type(error).__name__}: {error}")
             # The checkpoint that is being written is worth a minute; without the other ranks it would take for ever.
             with suppress(Exception):
                 self._saver.wait(LAST_WAIT)
         self.close()
 
     def _record(self, record: Record, last: bool) -> None:
-        self._done = int(record["step"] or 0)
-        record["checkpoint_stall_seconds"], self._stall = self._stall, 0.0
-        if self._metrics is not None and self._progress is not None:
-            self._metrics.step(record, last)
-            self._progress.step(record)
+        self._done = int(record["step"])
+        self._recorder.step(record, last)
 
     def _evaluate(self, step: int) -> None:
-        found = self._evaluator.run(self._config.logging.pages)
-        record: Record = {"step": step} | {f"eval_{key}": value for key, value in found.losses.items()}
-        if self._metrics is not None:
-            self._metrics.evaluation(record)
-            for number, page in enumerate(found.pages):
-                self._metrics.picture(f"heldout/page-{number}", self._sheet(page, step), step)
-        self._show(f"step {step:,}: held-out {losses_line(record, 'eval_')}")
-
-    def _sheet(self, page: PredictedPage, step: int) -> np.ndarray:
-        sheet = prediction_sheet(
-            page.patches,
-            page.predictions,
-            page.errors,
-            title=f"step {step:,}: row {page.origin[1]:,} of {page.origin[0]}",
-            patch_target=self._config.model.patch_target,
-        )
-        return np.asarray(sheet)
+        begin = time.perf_counter()
+        found = self._evaluator.run(self._config.logging.pages, self._config.logging.attention)
+        self._recorder.evaluation(step, found, time.perf_counter() - begin, time.time())
 
     def _save(self, step: int) -> None:
         consumed = self._reader.consumed(step)
         saved = self._saver.save(step, consumed)
-        self._stall += saved.stall
+        self._recorder.stalled(saved.stall)
         done = "is saving behind the training" if self._saver.background else "saved"
         self._show(f"step {step:,}: {done} {saved.folder}, training stood still for {saved.stall:.2f} s")
 
     def _show(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress.note(text)
+        self._recorder.note(text)
 
     def _starting_point(self, found: checkpoint.Found | None) -> str:
         total = self._config.training.steps

@@ -20,28 +20,41 @@ PEAK_TFLOPS = {
 """Dense bf16 peak in 10^12 operations a second by a part of the device's name (data sheets); the first match counts."""
 
 
-def flops_per_step(model: ModelConfig, positions: int, token_targets: int, patch_targets: int, patches: int) -> float:
+def flops_per_step(
+    model: ModelConfig,
+    positions: int,
+    token_targets: int,
+    patch_targets: int,
+    patches: int,
+    attended: int | None = None,
+) -> float:
     """Floating-point operations of the forward and backward pass over one step's rows.
 
     The model's own work, as in PaLM (appendix B): a multiply-add counts 2, the backward pass twice the forward, so a
     weight costs 6 per position that uses it; padding, recomputation and the optimizer count nothing. With h = hidden,
-    a = kv_heads / heads, f = ffn, s = seq_length, L = layers, d = patch_size^2 * num_channels, V = vocab_size::
+    a = kv_heads / heads, f = ffn, L = layers, d = patch_size^2 * num_channels, V = vocab_size::
 
         layers      6 * L * (2 h^2 + 2 a h^2 + 3 h f)     per position
-        attention   6 * L * h * s                         per position; causal, so half of 2 * s * h multiply-adds
+        attention   6 * L * 2 * h                         per pair of a position and one that it attends to
         embedder    6 * d * h                             per patch
         heads       6 * V * h per token target, 6 * d * h per patch target
+
+    A row of n positions has n (n + 1) / 2 such pairs: the causal triangle, which is what is computed. Formulas that
+    count the whole square, as PaLM's does, make attention twice as large and utilization look better.
 
     Args:
         model: shape of the model.
         positions: positions of the step that hold a token or a patch.
         token_targets, patch_targets: positions whose prediction counts in the loss.
         patches: positions that hold a patch.
+        attended: pairs as above; by default those of full rows of ``model.seq_length``.
     """
+    if attended is None:
+        attended = positions * (model.seq_length + 1) // 2
     h = model.hidden
     pixels = model.patch_size**2 * model.num_channels
     weights = h * (2 * h + 2 * h * model.kv_heads // model.heads + 3 * model.ffn)
-    layers = model.layers * (weights + h * model.seq_length) * positions
+    layers = model.layers * (weights * positions + 2 * h * attended)
     return 6.0 * (layers + pixels * h * (patches + patch_targets) + model.vocab_size * h * token_targets)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from megatron_pixel.config.errors import UserError
-from megatron_pixel.parallel.launch import Launch, first_host, read_launch
+from megatron_pixel.parallel.launch import Launch, first_host, meeting_seconds, read_launch
 
 PLACE = {"MASTER_ADDR": "head", "MASTER_PORT": "4000"}
 TORCH = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", **PLACE}
@@ -10,6 +10,7 @@ SLURM = {
     "SLURM_NTASKS": "8",
     "SLURM_LOCALID": "1",
     "SLURM_JOB_ID": "70123",
+    "SLURM_STEP_ID": "2",
     "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_STEP_NUM_NODES": "2",
     "SLURM_STEP_NODELIST": "gpu[07-08]",
@@ -23,18 +24,26 @@ OPEN_MPI = {
 MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 
 
+STEP = "SLURM_JOB_ID=70123 SLURM_STEP_ID=2"
+
+
 @pytest.mark.parametrize(
     ("environ", "launch"),
     [
-        (TORCH, Launch("torchrun", 5, 8, 1, "head", 4000)),
-        (SLURM, Launch("srun", 5, 8, 1, "gpu07", 10000 + 70123 % 20000)),
-        ({**SLURM, **PLACE}, Launch("srun", 5, 8, 1, "head", 4000)),
-        ({**SLURM, "SLURM_STEP_NUM_NODES": "1"}, Launch("srun", 5, 8, 1, "127.0.0.1", 10000 + 70123 % 20000)),
-        ({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "8"}, Launch("srun", 5, 8, 1, "gpu07", 10000 + 70123 % 20000)),
-        ({**SLURM, **TORCH}, Launch("torchrun", 5, 8, 1, "head", 4000)),
-        (OPEN_MPI, Launch("mpirun", 1, 2, 1, "127.0.0.1", 29500)),
-        ({**OPEN_MPI, **PLACE}, Launch("mpirun", 1, 2, 1, "head", 4000)),
-        (MPICH, Launch("mpirun", 1, 2, 1, "127.0.0.1", 29500)),
+        (TORCH, Launch("torchrun", 5, 8, 1, "head", 4000, "", 1, 8)),
+        ({**TORCH, "LOCAL_WORLD_SIZE": "4"}, Launch("torchrun", 5, 8, 1, "head", 4000, "", 2, 4)),
+        ({**TORCH, "LOCAL_SIZE": "2"}, Launch("torchrun", 5, 8, 1, "head", 4000, "", 4, 2)),
+        (SLURM, Launch("srun", 5, 8, 1, "gpu07", 0, STEP, 2, 4)),
+        ({**SLURM, "SLURM_RESTART_COUNT": "3"}, Launch("srun", 5, 8, 1, "gpu07", 0, f"{STEP} SLURM_RESTART_COUNT=3", 2, 4)),
+        ({**SLURM, **PLACE}, Launch("srun", 5, 8, 1, "head", 4000, "", 2, 4)),
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "1"}, Launch("srun", 5, 8, 1, "127.0.0.1", 0, STEP, 1, 8)),
+        ({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "8"}, Launch("srun", 5, 8, 1, "gpu07", 0, STEP, 2, 4)),
+        ({**SLURM, **TORCH}, Launch("torchrun", 5, 8, 1, "head", 4000, "", 1, 8)),
+        (OPEN_MPI, Launch("mpirun", 1, 2, 1, "", 0, "", 1, 2)),
+        ({**OPEN_MPI, "PMIX_NAMESPACE": "x"}, Launch("mpirun", 1, 2, 1, "127.0.0.1", 0, "PMIX_NAMESPACE=x", 1, 2)),
+        ({**OPEN_MPI, **PLACE}, Launch("mpirun", 1, 2, 1, "head", 4000, "", 1, 2)),
+        (MPICH, Launch("mpirun", 1, 2, 1, "", 0, "", 1, 2)),
+        ({**MPICH, "PMI_SIZE": "6"}, Launch("mpirun", 1, 6, 1, "", 0, "", 3, 2)),
     ],
 )
 def test_launchers_are_read(environ: dict[str, str], launch: Launch) -> None:
@@ -63,7 +72,7 @@ def test_plain_python_is_one_process(environ: dict[str, str]) -> None:
         ({**TORCH, "RANK": "one"}, "RANK is 'one', not a number"),
         ({**TORCH, "MASTER_PORT": ""}, "MASTER_PORT is '', not a number"),
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, "SLURM_NTASKS is not set"),
-        ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4"}, "4 processes, 2 of them on this node: set MASTER_ADDR"),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4", "MASTER_PORT": "4000"}, "on 2 nodes: set MASTER_ADDR"),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "MPI_LOCALRANKID is not set"),
     ],
 )
@@ -84,3 +93,11 @@ def test_broken_environments_are_refused(environ: dict[str, str], message: str) 
 )
 def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
+
+
+def test_seconds_to_look_for_rank_0() -> None:
+    assert meeting_seconds({}) == 300
+    assert meeting_seconds({"MEGATRON_PIXEL_MEETING_SECONDS": "2.5"}) == 2.5
+    for value in ("soon", "0", "-1", "nan", "inf"):
+        with pytest.raises(UserError, match="MEGATRON_PIXEL_MEETING_SECONDS is"):
+            meeting_seconds({"MEGATRON_PIXEL_MEETING_SECONDS": value})
