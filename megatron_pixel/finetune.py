@@ -8,13 +8,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megatron_pixel.config.errors import exit_on_user_error
 from megatron_pixel.config.schema import ParallelConfig
 from megatron_pixel.finetuning.arguments import parse
+from megatron_pixel.finetuning.search_arguments import run_search
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training.arguments import rank_0_first
 
 
 def main() -> None:
-    """Parse, build, train, keep."""
+    """Parse, build, train, keep; or do so for all points of a grid."""
     with exit_on_user_error(), rank_0_first():
+        if sys.argv[1:2] == ["search"]:
+            raise SystemExit(run_search(sys.argv[2:]))
         config = parse(sys.argv[1:])
         silence_libraries()
         # torch, megatron-core and deepspeed take seconds to import: a mistake above is told at once.

@@ -30,8 +30,14 @@ examples:
   # the same on the GPUs of a node
   torchrun --nproc-per-node 8 megatron_pixel/finetune.py --checkpoint runs/pixelgpt --task mnli ...
 
+  # with the paper's settings for the task (Tables 12 to 14)
+  python megatron_pixel/finetune.py --paper pixelgpt --checkpoint runs/pixelgpt --task sst2 --modality pixel ...
+
+  # many settings side by side: finetune.py search --help
+
 --print-config shows the whole configuration as YAML and ends. docs/finetuning.md has the layouts of all tasks."""
 
+SYSTEMS = ("textgpt", "pixelgpt", "monogpt", "dualgpt")
 _AT_LEAST = {
     "examples.limit": 0,
     "examples.evaluation_limit": 0,
@@ -58,24 +64,33 @@ def parse(words: Sequence[str]) -> FinetuningConfig:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file with settings; the command line goes over it")
+    parser.add_argument("--paper", choices=SYSTEMS, help="start from the paper's settings for this system and the task")
     parser.add_argument("--print-config", action="store_true", help="show the configuration and end")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     known, overrides = parser.parse_known_args(words)
-    config = load(known.config, overrides)
+    config = load(known.config, overrides, known.paper)
     if known.print_config:
         sys.stdout.write(yaml.dump(to_dict(config), Dumper=ConfigDumper, sort_keys=False, allow_unicode=True))
         raise SystemExit(0)
     return config
 
 
-def load(recipe: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> FinetuningConfig:
-    """Settings from a recipe and dotted overrides, checked.
+def load(
+    recipe: str | os.PathLike[str] | None, overrides: Sequence[str] = (), paper: str | None = None
+) -> FinetuningConfig:
+    """Settings from a recipe and dotted overrides, checked; ``paper`` names the system whose settings stand below them.
 
     Raises:
         UserError: unknown keys, wrong types, values out of range; all at once.
     """
     origins: dict[str, Origin] = read_recipe(Path(recipe), FinetuningConfig) if recipe else {}
     origins.update(parse_overrides(overrides, FinetuningConfig))
+    if paper:
+        from megatron_pixel.finetuning.grid import paper_settings
+
+        asked = build(FinetuningConfig, origins)
+        best, where = paper_settings(paper, asked.task, asked.modality, asked.examples.setting)
+        origins = {key: Origin(value, where) for key, value in best.items()} | origins
     config = build(FinetuningConfig, origins)
     check(config, {key: origin.where for key, origin in origins.items()})
     return config

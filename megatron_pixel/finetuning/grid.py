@@ -69,14 +69,15 @@ def read_points(path: Path, changes: Mapping[str, Any] | None = None, system: st
 
     Args:
         path: the file.
-        changes: settings over those of the file, for all points.
+        changes: settings over those of the file, for all points; a task, modality or setting of XNLI chooses among the
+            cases that state one.
         system: take only the cases for this system, and those for any.
 
     Raises:
         UserError: unknown sections or settings, values of the wrong type, or no point left.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)  # noqa: S506 - a safe loader
+        content = yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict) or set(content) - set(_SECTIONS):
@@ -84,7 +85,11 @@ def read_points(path: Path, changes: Mapping[str, Any] | None = None, system: st
     fixed = _checked(path, "fixed", content.get("fixed") or {})
     cases = [_case(path, case) for case in content.get("cases") or [{}]]
     systems = sorted({case[FOR] for case in cases if FOR in case})
+    changes = changes or {}
     cases = [case for case in cases if system is None or case.get(FOR, system) == system]
+    cases = [
+        case for case in cases if all(case.get(key, changes.get(key)) == changes.get(key) for key in _chosen(changes))
+    ]
     axes = content.get("grid") or {}
     for key, values in axes.items():
         if not isinstance(values, list) or not values:
@@ -94,11 +99,14 @@ def read_points(path: Path, changes: Mapping[str, Any] | None = None, system: st
     for case in cases:
         own = {key: value for key, value in case.items() if key != FOR}
         for combination in itertools.product(*named):
-            values = {**fixed, **own, **_checked(path, "grid", dict(combination)), **(changes or {})}
+            values = {**fixed, **own, **_checked(path, "grid", dict(combination)), **changes}
             point = Point(values)
             points[point.name] = point
     if not points:
-        raise UserError(f"{path}: no case for the system {system}; there are cases for {', '.join(systems)}")
+        asked = ", ".join(str(changes[key]) for key in _chosen(changes)) or "anything"
+        raise UserError(
+            f"{path}: no case for {asked}" + (f" of {system}; it is for {', '.join(systems)}" if system else "")
+        )
     return list(points.values())
 
 
@@ -132,6 +140,10 @@ def paper_settings(system: str, task: str, modality: str, setting: str) -> tuple
         note = "" if system == source else f", those of {source}: the paper states none for {system}"
         return best, f"Table {table.removeprefix('table')} of the paper{note}"
     raise UserError(f"the paper states no settings for {system} on {task} with modality {modality}")
+
+
+def _chosen(changes: Mapping[str, Any]) -> list[str]:
+    return [key for key in ("task", "modality", "examples.setting") if key in changes]
 
 
 def _case(path: Path, case: Any) -> dict[str, Any]:

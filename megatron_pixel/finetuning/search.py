@@ -1,4 +1,4 @@
-"""Points of a search side by side, each in a folder of its own; what is finished stays, the rest is done by the next call.
+"""Points of a search side by side, each in a folder of its own; what is finished stays, the next call does the rest.
 
 A worker is a process that takes one point after the other, so libraries are imported once. Several machines, or the
 tasks of a SLURM array, share a search by taking every n-th point (``--share``); on one machine a lock keeps two
@@ -80,7 +80,10 @@ def search(points: Sequence[Point], output: Path, workers: int, show: Callable[[
             report.before += 1
         else:
             todo.append(point)
-    show(f"{len(points):,} points: {report.before:,} done before, {len(todo):,} to do, {min(workers, len(todo))} at a time")
+    show(
+        f"{len(points):,} points: {report.before:,} done before, {len(todo):,} to do, "
+        f"{min(workers, len(todo))} at a time"
+    )
     if todo:
         _run(todo, output, min(workers, len(todo)), report, show)
     return report
@@ -129,7 +132,9 @@ def _give(connection: Connection, waiting: list[Point], output: Path) -> None:
     connection.send((waiting.pop(), output) if waiting else None)
 
 
-def _stop(report: Report, connections: dict[Connection, Any], waiting: list[Point], show: Callable[[str], None]) -> None:
+def _stop(
+    report: Report, connections: dict[Connection, Any], waiting: list[Point], show: Callable[[str], None]
+) -> None:
     report.stopped = True
     waiting.clear()
     show("stopping: the points under way begin anew with the next call, what is finished stays")

@@ -78,6 +78,10 @@ def examples_folder(task: "Task", config: ExamplesConfig) -> Path:
     folder = Path(config.path)
     if not folder.is_dir():
         raise UserError(f"examples.path: there is no folder {folder}")
+    # The folder of all tasks, each under its usual name, serves any of them.
+    for name in (task.title, task.title.removesuffix("-m/mm"), task.name):
+        if (folder / name).is_dir():
+            return folder / name
     return folder
 
 
