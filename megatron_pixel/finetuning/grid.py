@@ -76,14 +76,8 @@ def read_points(path: Path, changes: Mapping[str, Any] | None = None, system: st
     Raises:
         UserError: unknown sections or settings, values of the wrong type, or no point left.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict) or set(content) - set(_SECTIONS):
-        raise UserError(f"{path}: expected the sections {', '.join(_SECTIONS)}")
+    content, cases = _read(path)
     fixed = _checked(path, "fixed", content.get("fixed") or {})
-    cases = [_case(path, case) for case in content.get("cases") or [{}]]
     systems = sorted({case[FOR] for case in cases if FOR in case})
     changes = changes or {}
     cases = [case for case in cases if system is None or case.get(FOR, system) == system]
@@ -108,6 +102,13 @@ def read_points(path: Path, changes: Mapping[str, Any] | None = None, system: st
             f"{path}: no case for {asked}" + (f" of {system}; it is for {', '.join(systems)}" if system else "")
         )
     return list(points.values())
+
+
+def read_cases(path: Path) -> list[dict[str, Any]]:
+    """The cases of a grid file, each with the fixed settings, and ``for`` where it is for one system."""
+    content, cases = _read(path)
+    fixed = _checked(path, "fixed", content.get("fixed") or {})
+    return [{**fixed, **case} for case in cases]
 
 
 def sampled(points: Sequence[Point], count: int, seed: int) -> list[Point]:
@@ -140,6 +141,17 @@ def paper_settings(system: str, task: str, modality: str, setting: str) -> tuple
         note = "" if system == source else f", those of {source}: the paper states none for {system}"
         return best, f"Table {table.removeprefix('table')} of the paper{note}"
     raise UserError(f"the paper states no settings for {system} on {task} with modality {modality}")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Content and cases of a grid file; one empty case where it has none."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict) or set(content) - set(_SECTIONS):
+        raise UserError(f"{path}: expected the sections {', '.join(_SECTIONS)}")
+    return content, [_case(path, case) for case in content.get("cases") or [{}]]
 
 
 def _chosen(changes: Mapping[str, Any]) -> list[str]:
