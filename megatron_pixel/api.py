@@ -90,7 +90,7 @@ class PixelModel:
             UserError: as :meth:`embed`, or no such head.
         """
         head = "token" if modality == "text" else "patch"
-        with torch.inference_mode():
+        with torch.no_grad():
             return self._model.decoder.head(head, self._hidden(text, modality)).cpu()
 
     def classify(self, text: str, modality: Modality = "text") -> dict[str, float]:
@@ -99,7 +99,7 @@ class PixelModel:
         Raises:
             UserError: the checkpoint is no classifier.
         """
-        with torch.inference_mode():
+        with torch.no_grad():
             scores = self._model.decoder.head("score", self._hidden(text, modality)[-1])
         values = scores if len(scores) == 1 else scores.softmax(-1)
         return dict(zip(self._model.checkpoint.labels, values.tolist(), strict=True))
@@ -131,5 +131,5 @@ class PixelModel:
         prompt = model.text_prompt(text) if modality == "text" else Prompt(model.page(text, room))
         if len(prompt) > room:
             raise UserError(f"the text has {len(prompt):,} positions; the model reads {room:,}: shorten it")
-        with torch.inference_mode():
+        with torch.no_grad():
             return decoder.forward(prompt.embedded(decoder)[None], prompt.position_ids()[None])[0]

@@ -18,6 +18,7 @@ FORBIDDEN = {
     "planning": {"torch", "deepspeed", "megatron"},
     "interop": {"deepspeed", "megatron"},
     "generation": {"deepspeed", "megatron"},
+    "api": {"deepspeed", "megatron"},
 }
 """Libraries that a room does without: what reads data must start fast, what computes must not know who spreads it."""
 

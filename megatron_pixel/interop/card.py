@@ -82,22 +82,21 @@ def _use(checkpoint: Opened, layout: Layout, tokenizer: Tokenizer | None) -> Ite
         yield 'outputs = model(**tokenizer("Some text", return_tensors="pt"))'
     yield from ("```", "")
     if layout == "released":
-        yield (
-            "Pages go in as `pixel_values`, float [b, C, P, P * n] of pixels / 255; `modeling_ernie_pixel.py` says more."
-        )
+        yield ("Pages go in as `pixel_values`, float [b, C, P, P * n] of pixels / 255: see `modeling_ernie_pixel.py`.")
         yield ""
 
 
 def _model(checkpoint: Opened, dtype: str) -> Iterator[str]:
     model = checkpoint.model
     count = sum(_size(shape) for shape in checkpoint.source.shapes.values())
+    size = model.patch_size
     rows = {
         "parameters": f"{count:,}, stored in {dtype}",
         "layers, width, FFN": f"{model.layers}, {model.hidden:,}, {model.ffn:,}",
         "heads (key-value)": f"{model.heads} ({model.kv_heads})",
         "positions": f"{model.seq_length:,}",
         "vocabulary": f"{model.vocab_size:,}",
-        "patches": f"{model.patch_size} x {model.patch_size}, {model.num_channels} channel(s), {model.patch_target} target",
+        "patches": f"{size} x {size}, {model.num_channels} channel(s), {model.patch_target} target",
     }
     if checkpoint.labels:
         rows["labels"] = ", ".join(checkpoint.labels)
@@ -162,11 +161,12 @@ def _training(checkpoint: Opened, metrics: list[Line]) -> Iterator[str]:
     if not training or not optimizer or checkpoint.step is None:
         return
     steps = [line for line in metrics if "seconds" in line]
+    betas = f"{optimizer['beta1']}, {optimizer['beta2']}"
     rows = {
         "steps": f"{checkpoint.step:,} of {training['steps']:,}",
         "rows a step": f"{training['global_batch_rows']:,}",
         "precision": training["precision"],
-        "optimizer": f"AdamW, betas {optimizer['beta1']}, {optimizer['beta2']}, weight decay {optimizer['weight_decay']}",
+        "optimizer": f"AdamW, betas {betas}, weight decay {optimizer['weight_decay']}",
         "learning rate": f"{optimizer['lr']:g}, {optimizer['schedule']}, {optimizer['warmup_steps']:,} warm-up steps",
     }
     if steps:
@@ -218,7 +218,8 @@ def _rival(key: str, baselines: Line) -> str:
 
 def _origin(checkpoint: Opened) -> Iterator[str]:
     if (released := checkpoint.state.get("released")) is not None:
-        yield f"The weights were imported from `{released['folder']}` ({released['layout']} layout, {released['dtype']})."
+        origin = f"`{released['folder']}` ({released['layout']} layout, {released['dtype']})"
+        yield f"The weights were imported from {origin}."
 
 
 def _table(rows: dict[str, str]) -> Iterator[str]:
