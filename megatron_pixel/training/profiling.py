@@ -4,8 +4,10 @@
 is recorded there are no hooks and no names, so a run that is not profiled pays nothing.
 """
 
+import gzip
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from megatron_pixel.model.layers import DecoderLayer
 from megatron_pixel.parallel.execution import Training
 from megatron_pixel.parallel.mesh import Mesh
 
+BACKWARD_TRACK = "stages backward"
+_BACKWARD = re.compile(r'"name": *"(layer [0-9]+|norm|heads) backward"')
 STAGES: dict[type[nn.Module], str] = {
     Embedding: "embedding",
     DecoderLayer: "layer {}",
@@ -88,17 +92,37 @@ class Profiler:
         self._names.close()
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"steps-{self._first}-{step}.rank-{self._mesh.rank}.json.gz"
-        # The profiler packs what it writes if the name ends so.
-        temporary = path.with_name(f"writing.{path.name}")
+        raw, packed = (path.with_name(f"writing.{self._mesh.rank}.{kind}") for kind in ("json", "gz"))
         try:
-            recording.export_chrome_trace(str(temporary))
-            os.replace(temporary, path)
+            recording.export_chrome_trace(str(raw))
+            with raw.open(encoding="utf-8", errors="replace") as lines, gzip.open(packed, "wt", 3) as file:
+                file.writelines(backward_on_its_own_track(lines))
+            os.replace(packed, path)
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
-                temporary.unlink()
+                packed.unlink()
             self._note(f"profile: the trace of steps {self._first} to {step} could not be written to {path}: {error}")
             return
+        finally:
+            with suppress(OSError):
+                raw.unlink()
         self._note(f"profile: steps {self._first} to {step} in {path}, a file a rank; open it at ui.perfetto.dev")
+
+
+def backward_on_its_own_track(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a trace with the backward pass of stages on a track beside that of its thread.
+
+    Where the backward pass goes over from one stage to the next, autograd is in the middle of an operation. So these
+    regions and operations overlap without one holding the other, and on one track viewers drop such regions.
+    """
+    moves = False
+    for line in lines:
+        if '"name":' in line:
+            moves = _BACKWARD.search(line) is not None
+        elif moves and '"tid":' in line:
+            line = re.sub(r'"tid": *([0-9]+)', rf'"tid": "\1 {BACKWARD_TRACK}"', line)
+            moves = False
+        yield line
 
 
 @contextmanager

@@ -23,7 +23,14 @@ from tests.distributed.tiny_run import Line, lines, tiny, train
 
 STEPS = ["--training.steps=6", "--training.micro_batch_rows=2"]
 TIMES = (
+    "time",
     "seconds",
+    "data_seconds",
+    "forward_seconds",
+    "backward_seconds",
+    "optimizer_seconds",
+    "pipeline_seconds",
+    "evaluation_seconds",
     "tokens_per_second",
     "patches_per_second",
     "tflops_per_device",

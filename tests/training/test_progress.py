@@ -1,9 +1,12 @@
 import io
 import re
+from typing import Any
+
+import pytest
 
 from megatron_pixel.training.progress import Progress, duration, quantity
 
-RECORD: dict[str, float | int | None] = {
+RECORD: dict[str, Any] = {
     "step": 1,
     "loss": 3.21436,
     "loss_token_text": 2.5,
@@ -35,9 +38,10 @@ def test_a_plain_line_now_and_then_and_at_the_end() -> None:
         progress.step({**RECORD, "step": step})
     lines = stream.getvalue().splitlines()
     assert lines[0] == (
-        "step 2/100  loss 3.2144 (text 2.5000, pixel 0.7144)  lr 5.00e-04  norm 1.23  12.3k tokens/s  ETA 00:00:06"
+        "step   2/100    2%  loss 3.2144  (text 2.5000, pixel 0.7144)  lr 5.00e-04  norm 1.23  2 s/step  12.3k tok/s  "
+        "ETA 00:00:06"
     )
-    assert [line.split("  ")[0] for line in lines] == ["step 2/100", "step 4/100", "step 5/100"]
+    assert [line.split("    ")[0] for line in lines] == ["step   2/100", "step   4/100", "step   5/100"]
     assert [re.sub(r"^\S+  ", "", line) for line in log.getvalue().splitlines()] == lines
 
 
@@ -48,6 +52,41 @@ def test_the_estimate_follows_the_pace() -> None:
     for step in range(2, 400):
         progress.step({**RECORD, "step": step, "seconds": 1.0})
     assert stream.getvalue().splitlines()[-1].endswith("ETA 00:10:01")
+
+
+def test_what_happens_between_steps_is_part_of_the_estimate() -> None:
+    stream, times = io.StringIO(), iter(range(0, 1000, 4))  # every step of 2 seconds comes 4 after the one before
+    progress = Progress(100, last=100, every=1, stream=stream, clock=lambda: float(next(times)))
+    for step in range(1, 11):
+        progress.step({**RECORD, "step": step})
+    assert stream.getvalue().splitlines()[-1].endswith(f"ETA {duration(90 * 4)}")
+
+
+def test_waiting_for_data_and_skipped_steps_are_told() -> None:
+    stream = io.StringIO()
+    progress = Progress(100, last=9, every=1, stream=stream)
+    progress.step({**RECORD, "data_seconds": 0.02, "skipped_steps": 0, "mfu": 0.412, "memory_gb": 37.25})
+    progress.step({**RECORD, "step": 2, "data_seconds": 0.5, "skipped_steps": 3})
+    first, second = stream.getvalue().splitlines()
+    assert "MFU 41.2%  37.2 GB" in first
+    assert "waits" not in first
+    assert "skipped" not in first
+    assert "waits for data 25%  skipped 3" in second
+
+
+@pytest.mark.parametrize(
+    ("columns", "there", "gone"), [(100, "norm", "lr"), (40, "loss", "norm"), (20, "step", "norm")]
+)
+def test_a_narrow_terminal_keeps_what_matters(
+    monkeypatch: pytest.MonkeyPatch, columns: int, there: str, gone: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    Progress(100, last=3, every=10, stream=stream).step(RECORD)
+    line = stream.getvalue().strip("\r")
+    assert len(line) < columns
+    assert there in line
+    assert gone not in line
 
 
 def test_a_terminal_sees_one_line_rewritten() -> None:
