@@ -1,11 +1,14 @@
 """Pretrain TextGPT, PixelGPT, MonoGPT or DualGPT. ``python megatron_pixel/pretrain.py --help`` explains everything."""
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_pixel.config.errors import exit_on_user_error
+from megatron_pixel.parallel.environment import set_environment
+from megatron_pixel.parallel.launch import read_launch
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training.arguments import parse, rank_0_first
 from megatron_pixel.training.exit_codes import exit_code
@@ -21,6 +24,7 @@ def main() -> None:
             return
         config = parse(sys.argv[1:])
         silence_libraries()
+        set_environment(read_launch(os.environ))
         # torch, megatron-core and deepspeed take seconds to import: a mistake above is told at once.
         from megatron_pixel.parallel.mesh import mesh
         from megatron_pixel.training.run import Run

@@ -1,18 +1,20 @@
 """Where the processes of a run meet: a store that rank 0 opens and all others find.
 
 A port that is only known to be free may be taken a moment later, and a port computed from a job's number may be in use
-by another job of the node. So rank 0 *opens* the first of several ports that it gets, and writes the name of its job
-into the store behind it; the others try the ports in turn and stay where they find that name. Under MPICH's mpirun, rank
-0 takes any free port and tells it through MPI. Where MASTER_PORT is set, it is that port and no other.
+by another job of the node. So rank 0 *opens* the first that it gets of several ports, a door; to whoever comes it says
+the name of its job and the port of the store. The others try the doors in turn until they hear that name. Under MPICH's
+mpirun, rank 0 tells the port of its store through MPI. Where MASTER_PORT is set, the store is there and nowhere else.
+
+PyTorch's store cannot do this by itself: connected to a port where something else listens, it waits for ever.
 """
 
 import hashlib
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,31 +25,18 @@ from megatron_pixel.config.errors import UserError
 from megatron_pixel.parallel.launch import Launch
 
 CANDIDATES = 8
-"""Ports that a job may meet at: more than there are jobs on a node that compute the same ones."""
+"""Doors that a job may open: more than there are jobs on a node that compute the same port."""
 FIRST_PORT, PORTS = 10_000, 20_000
 """Below 32768 the kernel hands out no port to anybody's outgoing connections."""
 UNKNOWN_NAME_SECONDS = 20.0
 """A name server may fail for a moment; a name that it does not know for so long is wrong."""
 ANSWER_SECONDS = 5.0
 """For a store to answer once it is connected to; what listens there may be no store at all."""
-_KEY = "megatron_pixel/job"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where rank 0 may be found, and the name by which it is known there."""
-
-    addresses: tuple[str, ...]
-    ports: tuple[int, ...]
-    job: str
-    """Empty where one port was named by the user or the launcher, and nobody else is expected behind it."""
-
-    def __str__(self) -> str:
-        return f"{' or '.join(self.addresses)}, port {' or '.join(map(str, self.ports))}"
-
-
-def meet(launch: Launch, seconds: float) -> dist.Store:
-    """The store of this run, opened by rank 0 and found by the others.
+@contextmanager
+def meet(launch: Launch, seconds: float) -> Iterator[dist.Store]:
+    """The store of this run, opened by rank 0 and found by the others; leave the block when all have found it.
 
     Args:
         launch: which rank this is, and where to meet. Not a single process.
@@ -56,14 +45,20 @@ def meet(launch: Launch, seconds: float) -> dist.Store:
     Raises:
         UserError: rank 0 gets no port, or cannot be found; with the reason of the last attempt.
     """
-    if launch.launcher == "mpirun" and not launch.job and launch.master_port == 0:
-        place, store = _tell_by_mpi(launch, seconds)
+    who = f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) on {socket.gethostname()}"
+    if launch.launcher == "mpirun" and not launch.job and not launch.master_port:
+        yield _meet_by_mpi(launch, who, seconds)
+    elif launch.master_port:
+        place = ((launch.master_addr, launch.master_port),)
+        yield _serve(launch.master_port, who, seconds) if launch.rank == 0 else _find(place, _connect, who, seconds)
+    elif launch.rank:
+        doors = tuple((launch.master_addr, port) for port in ports_of(launch.job))
+        yield _find(doors, lambda *door: _enter(*door, launch.job), who, seconds)
     else:
-        ports = ports_of(launch.job) if launch.job and not launch.master_port else (launch.master_port,)
-        place, store = Place((launch.master_addr,), ports, launch.job), None
-    if launch.rank == 0:
-        return store or _open(place, seconds, launch)
-    return _find(place, seconds, launch)
+        store = _serve(0, who, seconds)
+        with ExitStack() as stack:
+            stack.enter_context(_Door(launch.job, store.port, who))
+            yield store
 
 
 def ports_of(job: str) -> tuple[int, ...]:
@@ -72,84 +67,146 @@ def ports_of(job: str) -> tuple[int, ...]:
     return tuple(FIRST_PORT + int.from_bytes(digest[:4]) % PORTS for digest in numbers)
 
 
-def _open(place: Place, seconds: float, launch: Launch) -> dist.Store:
-    reasons = []
-    for port in place.ports:
+class _Door:
+    """A port at which rank 0 tells the name of its job and the port of its store, one line to whoever comes."""
+
+    def __init__(self, job: str, port: int, who: str) -> None:
+        self._line = f"{_name(job)} {port}\n".encode()
+        self._socket = self._listen(ports_of(job), who)
+        threading.Thread(target=self._tell, name="door", daemon=True).start()
+
+    def __enter__(self) -> "_Door":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._socket.close()
+
+    def _listen(self, ports: tuple[int, ...], who: str) -> socket.socket:
+        reasons = []
+        for port in ports:
+            try:
+                if socket.has_dualstack_ipv6():
+                    return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
+                return socket.create_server(("", port), backlog=512)
+            except OSError as error:
+                reasons.append(f"{port} ({error.strerror})")
+        raise UserError(f"{who} can open none of the ports {', '.join(reasons)}; set MASTER_PORT to a free one")
+
+    def _tell(self) -> None:
+        with suppress(OSError):
+            while True:
+                visitor, _ = self._socket.accept()
+                with visitor, suppress(OSError):
+                    visitor.settimeout(ANSWER_SECONDS)
+                    visitor.sendall(self._line)
+
+
+def _enter(address: str, port: int, job: str) -> dist.Store:
+    """The store behind a door. Raises OSError where there is none, or another job's."""
+    with socket.create_connection((address, port), timeout=ANSWER_SECONDS) as door:
+        line = b""
+        while not line.endswith(b"\n") and (part := door.recv(256)) and len(line) < 256:
+            line += part
+    name, _, behind = line.decode(errors="replace").strip().partition(" ")
+    if name != _name(job) or not behind.isdecimal():
+        raise OSError("another program listens there, or another job")
+    return _connect(address, int(behind))
+
+
+def _name(job: str) -> str:
+    return "megatron_pixel/" + hashlib.sha256(job.encode()).hexdigest()
+
+
+def _serve(port: int, who: str, seconds: float) -> dist.TCPStore:
+    """A store of this process on all interfaces of its host; port 0 is any that is free."""
+    try:
+        # The address is for its own connection to itself.
+        return dist.TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=seconds)
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"{who} cannot open port {port} for the others: {_first_line(error)}. Another run on this node may hold "
+            "it: set MASTER_PORT, or the port option of the launcher, to a free one"
+        ) from error
+
+
+def _connect(address: str, port: int) -> dist.Store:
+    """The store at a port. Raises OSError where there is none."""
+    with socket.create_connection((address, port), timeout=ANSWER_SECONDS):
+        pass
+    result: list[Any] = []
+
+    def connect() -> None:
         try:
-            store = _server(port, seconds)
-        except (dist.DistStoreError, dist.DistNetworkError, RuntimeError) as error:
-            reasons.append(f"{port}: {_first_line(error)}")
-            continue
-        store.set(_KEY, place.job)
-        return store
-    raise UserError(
-        f"rank 0 of {launch.world_size} ({launch.launcher}) can open no port on {socket.gethostname()} for the others:\n  "
-        + "\n  ".join(reasons)
-        + "\nAnother run on this node may hold it: end that run, or set MASTER_PORT to a free port"
-    )
+            result.append(dist.TCPStore(address, port, is_master=False, wait_for_workers=False))
+        except RuntimeError as error:
+            result.append(OSError(_first_line(error)))
+
+    # A thread can be given up; the call itself knows no limit when what listens there says nothing.
+    thread = threading.Thread(target=connect, name="store", daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not result:
+        raise OSError("what listens there is no store")
+    if isinstance(result[0], OSError):
+        raise result[0]
+    return result[0]
 
 
-def _find(place: Place, seconds: float, launch: Launch) -> dist.Store:
+def _find(
+    places: tuple[tuple[str, int], ...], attempt: Callable[[str, int], dist.Store], who: str, seconds: float
+) -> dist.Store:
+    """The first store that an attempt at one of the places finds; all are tried again until the time is up."""
     begin = time.monotonic()
-    reason, pause = "nothing was tried", 0.05
-    while (past := time.monotonic() - begin) < seconds:
-        for address in place.addresses:
-            for port in place.ports:
-                try:
-                    with socket.create_connection((address, port), timeout=min(ANSWER_SECONDS, seconds)):
-                        pass
-                    store = dist.TCPStore(address, port, timeout=timedelta(seconds=ANSWER_SECONDS), **_CLIENT)
-                    if _is_ours(store, place.job):
-                        store.set_timeout(timedelta(seconds=seconds))
-                        return store
-                    reason = f"{address}:{port} is held by another job"
-                except socket.gaierror as error:
-                    reason = f"the name {address} is not known here ({error.strerror})"
-                    if past > UNKNOWN_NAME_SECONDS:
-                        seconds = 0.0
-                except (OSError, RuntimeError) as error:
-                    reason = f"{address}:{port}: {_first_line(error)}"
+    end, reason, pause = begin + seconds, "", 0.05
+    while True:
+        for address, port in places:
+            try:
+                store = attempt(address, port)
+                store.set_timeout(timedelta(seconds=seconds))
+                return store
+            except socket.gaierror as error:
+                reason = f"the name {address} is not known here ({error.strerror})"
+                end = min(end, begin + UNKNOWN_NAME_SECONDS)
+            except OSError as error:
+                reason = f"{address}:{port}: {error.strerror or error}"
+        if time.monotonic() + pause > end:
+            break
         time.sleep(pause)
         pause = min(1.0, 1.5 * pause)
+    hosts, ports = (" or ".join(dict.fromkeys(map(str, part))) for part in zip(*places, strict=True))
     raise UserError(
-        f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) on {socket.gethostname()} cannot reach rank 0 at "
-        f"{place}, after {time.monotonic() - begin:.0f} s: {reason}. Rank 0 has not come up or has failed (its message "
-        "stands by itself), MASTER_ADDR names another host, or a firewall lies between"
+        f"{who} cannot reach rank 0 at {hosts}, port {ports}, after {time.monotonic() - begin:.0f} s: {reason}. Rank 0 "
+        "has not come up or has failed (its own message says why), MASTER_ADDR names another host, or a firewall lies "
+        "between"
     )
 
 
-_CLIENT: dict[str, Any] = {"is_master": False, "wait_for_workers": False}
-
-
-def _is_ours(store: dist.Store, job: str) -> bool:
-    if not job:
-        return True
-    end = time.monotonic() + ANSWER_SECONDS
-    # Rank 0 names its job right after it has opened the port.
-    while not store.check([_KEY]):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return bool(store.get(_KEY).decode() == job)
-
-
-def _server(port: int, seconds: float) -> dist.TCPStore:
-    # It listens on all interfaces of this host; the address is for its own connection to itself.
-    return dist.TCPStore(
-        "127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=seconds)
-    )
-
-
-def _tell_by_mpi(launch: Launch, seconds: float) -> tuple[Place, dist.Store | None]:
-    """Rank 0's addresses and a port that it holds, told to all by one broadcast."""
+def _meet_by_mpi(launch: Launch, who: str, seconds: float) -> dist.Store:
+    """Rank 0's addresses and the port of its store are told to all by one broadcast."""
     with _mpi(launch) as communicator:
-        place, store = None, None
+        store, places = None, None
         if launch.rank == 0:
-            store = _server(0, seconds)
+            store = _serve(0, who, seconds)
             addresses = (launch.master_addr,) if launch.master_addr else _own_addresses()
-            place = Place(addresses, (store.port,), secrets.token_hex(8))
-            store.set(_KEY, place.job)
-        return communicator.bcast(place, root=0), store
+            places = tuple((address, store.port) for address in addresses), secrets.token_hex(8)
+            store.set(_TOKEN, places[1])
+        found, token = communicator.bcast(places, root=0)
+
+    def attempt(address: str, port: int) -> dist.Store:
+        # An address of rank 0's may be another host's here, as 127.0.0.1 is.
+        theirs = _connect(address, port)
+        if not theirs.check([_TOKEN]) or theirs.get(_TOKEN).decode() != token:
+            raise OSError("another run's store")
+        return theirs
+
+    return store or _find(found, attempt, who, seconds)
+
+
+_TOKEN = "megatron_pixel/token"
 
 
 @contextmanager
@@ -165,8 +222,8 @@ def _mpi(launch: Launch) -> Iterator[Any]:
         if MPI.COMM_WORLD.Get_size() != launch.world_size:
             raise UserError(
                 f"mpirun started {launch.world_size} processes, but mpi4py's MPI library sees "
-                f"{MPI.COMM_WORLD.Get_size()}: start with the mpirun of the same library (the "
-                "one beside this python, where mpich of the requirements is), or set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free port there"
+                f"{MPI.COMM_WORLD.Get_size()}: start with the mpirun of the same library (the one beside this python, "
+                "where mpich of the requirements is), or set MASTER_ADDR to rank 0's host, MASTER_PORT to a free port"
             )
         yield MPI.COMM_WORLD
     finally:
@@ -186,4 +243,3 @@ def _own_addresses() -> tuple[str, ...]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-

@@ -188,19 +188,22 @@ def _gathered(value: Any, group: dist.ProcessGroup) -> list[Any]:
 
 def _join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
     options: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size, "timeout": timeout}
-    if launch.launcher == "python":
-        # Nobody to meet: no port is taken, and programs that this one starts do not take themselves for ranks.
-        options["store"] = dist.HashStore()
-        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on this one
-    else:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # torchrun's agent has opened a store otherwise
-            options["store"] = meet(launch, meeting_seconds(os.environ))
-        os.environ.update(launch.variables())
-        if device.type == "cuda":
-            os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the GPU
     if device.type == "cuda":
         options["device_id"] = device
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **options)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if launch.launcher == "python":
+        # Nobody to meet: no port is taken, and programs that this one starts do not take themselves for ranks.
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on this one
+        dist.init_process_group(backend, store=dist.HashStore(), **options)
+        return
+    os.environ.update(launch.variables())
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the GPU
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun has opened a store
+        dist.init_process_group(backend, **options)
+        return
+    with meet(launch, meeting_seconds(os.environ)) as store:
+        dist.init_process_group(backend, store=store, **options)
 
 
 def _device(launch: Launch) -> torch.device:

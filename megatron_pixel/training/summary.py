@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import megatron_pixel
 from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.data.rows import Kind
+from megatron_pixel.parallel.environment import describe
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training.progress import quantity
 from megatron_pixel.training.resume import Layout
@@ -40,6 +41,7 @@ def start_block(
     )
     processes = "1 process" if mesh.world_size == 1 else f"{mesh.world_size} processes"
     lines = {
+        **describe(mesh.launch),
         "layout": f"{processes} on {mesh.device.type.upper()}: {layout}, {training.precision}",
         "model": f"{quantity(parameters)} parameters: {model.layers} layers, {model.hidden} wide, {model.heads} heads "
         f"({model.kv_heads} key-value), {model.seq_length:,} positions",

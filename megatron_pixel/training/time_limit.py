@@ -1,9 +1,9 @@
 """The end of a job's time, known beforehand: the run stops and saves before the scheduler kills it.
 
 A batch script tells when the job will be ended (``MEGATRON_PIXEL_END_TIME``, seconds since 1970) and how many seconds
-before that the scheduler sends its signal (``MEGATRON_PIXEL_LEAD``). The signal is answered after the step that is under way, and
-the checkpoint takes its time too: so the lead has to be longer than a step and a save. Rank 0 measures both, says when
-the lead is too short, and where it is, stops the run by its own clock.
+before that the scheduler sends its signal (``MEGATRON_PIXEL_LEAD``). The signal is answered after the step that is
+under way, and the checkpoint takes its time too: so the lead has to be longer than a step and a save. Rank 0 measures
+both, says when the lead is too short, and where it is, stops the run by its own clock.
 """
 
 import time

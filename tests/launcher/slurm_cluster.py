@@ -1,4 +1,4 @@
-"""A real SLURM on this machine, for tests: munged, slurmctld and several slurmd, without systemd, cgroups or root's files.
+"""A real SLURM on this machine, for tests: munged, slurmctld and slurmds, without systemd, cgroups or files of root's.
 
 All nodes are this host under other names, on the loopback; everything lies in one folder and ends with the tests.
 """
@@ -58,7 +58,7 @@ OverTimeLimit=0
 JobRequeue=1
 GresTypes=gpu
 MailProg=/bin/true
-NodeName=DEFAULT CPUs={cpus} Sockets=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=4000 Gres=gpu:{gpus} State=UNKNOWN
+NodeName=DEFAULT CPUs={cpus} CoresPerSocket={cpus} RealMemory=4000 Gres=gpu:{gpus} State=UNKNOWN
 """
 
 
@@ -70,7 +70,7 @@ class SlurmCluster:
         self.environ = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
-        """Start the daemons and wait until every node takes jobs; ``cred_expire`` keeps a requeue from waiting longer."""
+        """Start the daemons and wait until every node takes jobs."""
         folder = self.folder
         for name in ("munge", "state", "log", *(f"spool.node{i}" for i in range(1, NODES + 1))):
             (folder / name).mkdir(parents=True)
@@ -85,9 +85,7 @@ class SlurmCluster:
         )
         host = socket.gethostname().partition(".")[0]
         port, *ports = free_ports(NODES + 1)
-        text = CONFIGURATION.format(
-            host=host, port=port, folder=folder, user=getpass.getuser(), cpus=CPUS, gpus=GPUS
-        )
+        text = CONFIGURATION.format(host=host, port=port, folder=folder, user=getpass.getuser(), cpus=CPUS, gpus=GPUS)
         for i, own in enumerate(ports, start=1):
             text += f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={own}\n"
         text += f"PartitionName=test Nodes=node[1-{NODES}] Default=YES MaxTime=2:00:00 State=UP OverSubscribe=NO\n"
@@ -137,7 +135,9 @@ class SlurmCluster:
             AssertionError: the time is up; with what SLURM and the daemons say.
         """
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        wait_until(lambda: self.job(number)["JobState"] in wanted, seconds, lambda: f"{self.job(number)}\n{self.logs()}")
+        wait_until(
+            lambda: self.job(number)["JobState"] in wanted, seconds, lambda: f"{self.job(number)}\n{self.logs()}"
+        )
         return self.job(number)
 
     def logs(self) -> str:
@@ -148,7 +148,17 @@ class SlurmCluster:
         return "\n".join(parts)
 
     def _call(self, *words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
-        foreign = ("SLURM_", "SBATCH_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MEGATRON_PIXEL_", "PMI_", "OMPI_")
+        foreign = (
+            "SLURM_",
+            "SBATCH_",
+            "MASTER_",
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+            "MEGATRON_PIXEL_",
+            "PMI_",
+            "OMPI_",
+        )
         clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         clean["PATH"] = f"{clean['PATH']}:/usr/sbin:/sbin"
         done = subprocess.run(

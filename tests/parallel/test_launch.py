@@ -34,7 +34,10 @@ STEP = "SLURM_JOB_ID=70123 SLURM_STEP_ID=2"
         ({**TORCH, "LOCAL_WORLD_SIZE": "4"}, Launch("torchrun", 5, 8, 1, "head", 4000, "", 2, 4)),
         ({**TORCH, "LOCAL_SIZE": "2"}, Launch("torchrun", 5, 8, 1, "head", 4000, "", 4, 2)),
         (SLURM, Launch("srun", 5, 8, 1, "gpu07", 0, STEP, 2, 4)),
-        ({**SLURM, "SLURM_RESTART_COUNT": "3"}, Launch("srun", 5, 8, 1, "gpu07", 0, f"{STEP} SLURM_RESTART_COUNT=3", 2, 4)),
+        (
+            {**SLURM, "SLURM_RESTART_COUNT": "3"},
+            Launch("srun", 5, 8, 1, "gpu07", 0, f"{STEP} SLURM_RESTART_COUNT=3", 2, 4),
+        ),
         ({**SLURM, **PLACE}, Launch("srun", 5, 8, 1, "head", 4000, "", 2, 4)),
         ({**SLURM, "SLURM_STEP_NUM_NODES": "1"}, Launch("srun", 5, 8, 1, "127.0.0.1", 0, STEP, 1, 8)),
         ({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "8"}, Launch("srun", 5, 8, 1, "gpu07", 0, STEP, 2, 4)),
