@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -129,8 +130,13 @@ class Lock:
         except BlockingIOError:
             os.close(self._descriptor)
             return False
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            if leading:
+                print(
+                    f"warning: no lock on {self._path} ({error.strerror}): see that no other run makes {self._prefix}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         try:
             same = os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
         except FileNotFoundError:

@@ -1,12 +1,14 @@
 """Preprocessing that is stopped, killed, refused, spooled or shared: the bytes are those of an undisturbed run."""
 
 import errno
+import fcntl
 import gzip
 import hashlib
 import io
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -222,6 +224,19 @@ def test_a_run_that_is_killed_lets_go_of_the_lock(tmp_path):
     work.make()
     assert in_child(lambda: (Lock(work, leading=True), os.kill(os.getpid(), signal.SIGKILL))) == -signal.SIGKILL
     Lock(work, leading=True).release()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    work = WorkFolder(str(tmp_path / "p"))
+    work.make()
+    Lock(work, leading=False).release()
+    assert capsys.readouterr().err == ""
+    Lock(work, leading=True).release()
+    assert re.search(r"warning: no lock on .*No locks available.*no other run makes .*p$", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
