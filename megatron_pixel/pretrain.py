@@ -1,6 +1,7 @@
 """Pretrain TextGPT, PixelGPT, MonoGPT or DualGPT. ``python megatron_pixel/pretrain.py --help`` explains everything."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from megatron_pixel.parallel.launch import read_launch
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training.arguments import parse, rank_0_first
 from megatron_pixel.training.exit_codes import exit_code
+from megatron_pixel.training.guards import StopSignals
 
 
 def main() -> None:
@@ -23,13 +25,15 @@ def main() -> None:
             dry_run(sys.argv[1:])
             return
         config = parse(sys.argv[1:])
+        # A batch system may send its signal while the libraries below are imported.
+        signals = StopSignals((signal.SIGTERM, signal.SIGUSR1))
         silence_libraries()
         set_environment(read_launch(os.environ))
         # torch, megatron-core and deepspeed take seconds to import: a mistake above is told at once.
         from megatron_pixel.parallel.mesh import mesh
         from megatron_pixel.training.run import Run
 
-        with mesh(config.parallel) as here, Run(config, here) as run:
+        with mesh(config.parallel) as here, Run(config, here, signals) as run:
             stopped_by = run.train()
         sys.exit(exit_code(stopped_by))
 

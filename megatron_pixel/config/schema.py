@@ -261,6 +261,34 @@ class ProfileConfig:
 
 
 @dataclass
+class GuardsConfig:
+    """What stops or mends a run whose numbers or machines go wrong (docs/operations.md)."""
+
+    max_skipped: int = 10
+    """Steps in a row that may be skipped, as losses or gradients are not finite, before the run stops."""
+    spike: Literal["off", "stop", "rewind"] = "off"
+    """When the loss jumps and stays up: nothing, stop the run, or go back to a checkpoint and skip the rows since."""
+    spike_deviations: float = 8.0
+    """How far above the mean of the steps before a loss is high, in their standard deviations."""
+    spike_window: int = 100
+    """Steps before that mean and deviation are taken of; none is high until there are as many."""
+    spike_patience: int = 5
+    """High steps in a row that make a spike."""
+    max_rewinds: int = 3
+    """Rewinds of a run before it stops instead."""
+    skip_steps: list[str] = field(default_factory=list)
+    """Steps whose rows are passed over, such as ``120-139``, in the numbers of a run without any."""
+    hang_seconds: float = 300.0
+    """Seconds without a sign of life of a rank in a step, after which all write their stacks and end; 0 switches off."""
+    slow_ranks_every: int = 100
+    """Steps between reports on the times of the ranks; 0 switches them off."""
+    slow_ranks_factor: float = 1.3
+    """Times what is usual that make a rank a slow one."""
+    check_data: Literal["rows", "hashes", "none"] = "rows"
+    """Before the first step read some rows of every dataset, or compare all files with their sha256, or neither."""
+
+
+@dataclass
 class RunConfig:
     """Everything a pretraining run needs."""
 
@@ -276,5 +304,6 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     deepspeed_config: str = "ds_configs/zero1.json"
     """DeepSpeed's own settings (ZeRO stage, offload, buckets); what stands in this tree may not stand there too."""

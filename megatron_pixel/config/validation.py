@@ -16,7 +16,7 @@ from megatron_pixel.config.mixture import (
 )
 from megatron_pixel.config.schema import ParallelConfig, RunConfig
 from megatron_pixel.config.source import raise_problems
-from megatron_pixel.config.steps import parse_steps
+from megatron_pixel.config.steps import parse_ranges, parse_steps
 
 _AT_LEAST = {
     "model.layers": 1,
@@ -51,6 +51,13 @@ _AT_LEAST = {
     "logging.progress_every": 1,
     "logging.pages": 0,
     "logging.histograms": 0,
+    "guards.max_skipped": 1,
+    "guards.spike_window": 2,
+    "guards.spike_patience": 1,
+    "guards.max_rewinds": 0,
+    "guards.hang_seconds": 0,
+    "guards.slow_ranks_every": 0,
+    "guards.slow_ranks_factor": 1,
 }
 _ABOVE_ZERO = ("model.norm_eps", "model.rope_theta", "model.init_std", "optimizer.lr", "optimizer.eps")
 _MAX_SEED = 2**32 - 1  # numpy takes no larger one
@@ -319,6 +326,12 @@ def _check_watching(report: _Report) -> None:
             parse_steps(config.profile.steps)
         except UserError as error:
             report.add("profile.steps", str(error))
+    if config.guards.spike_deviations <= 0:
+        report.add("guards.spike_deviations", f"{config.guards.spike_deviations} must be above 0")
+    try:
+        parse_ranges(config.guards.skip_steps)
+    except UserError as error:
+        report.add("guards.skip_steps", str(error))
 
 
 def _mixture(config: RunConfig) -> PerKind | None:

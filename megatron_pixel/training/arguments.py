@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import yaml
@@ -55,8 +56,11 @@ def parse(words: Sequence[str]) -> RunConfig:
     config = read_command_line(DESCRIPTION, rest)
     # Imported here: its way through the data package takes a moment, which --help need not wait for.
     from megatron_pixel.parallel.layout import check_layout
+    from megatron_pixel.training.preflight import check_folder, check_settings
 
     check_layout(config, read_launch(os.environ).world_size)
+    check_folder(Path(config.run.dir))
+    check_settings(config)
     return config
 
 

@@ -80,6 +80,14 @@ def find(root: Path, config: CheckpointConfig) -> Found | None:
     return None
 
 
+def find_before(root: Path, step: int) -> Found | None:
+    """The newest whole checkpoint in ``root`` of a step before ``step``; None without any."""
+    for number, folder in _from_rank_0(files.list_checkpoints(root)):
+        if number < step and _problem(folder) is None:
+            return Found(folder, number, ())
+    return None
+
+
 def restore(
     engine: Any, found: Found, config: RunConfig, consumed: Mapping[str, int], data: Mapping[str, Any]
 ) -> Resumed:

@@ -104,7 +104,7 @@ def read_batches(folder: Path) -> Iterator[DumpedBatch]:
 def _write_rows(folder: Path, rank: int, batches: Sequence[MicroBatch], bad: Sequence[bool]) -> None:
     flags = list(bad) or [False] * len(batches)
     arrays: dict[str, np.ndarray] = {}
-    kept = set()
+    kept: set[int] = set()
     room = MOST_BYTES
     for number in sorted(range(len(batches)), key=lambda number: not flags[number]):
         found = {name: value for name in _ARRAYS if (value := getattr(batches[number], name)) is not None}
@@ -113,7 +113,7 @@ def _write_rows(folder: Path, rank: int, batches: Sequence[MicroBatch], bad: Seq
             break
         kept.add(number)
         arrays |= {f"{number}.{name}": value for name, value in found.items()}
-    np.savez_compressed(folder / f"rank-{rank:05d}.npz", **arrays)
+    np.savez_compressed(folder / f"rank-{rank:05d}.npz", **arrays)  # type: ignore[arg-type]
     entries = [
         {"kind": batch.kind.name, "rows": batch.rows, "bad": flags[number], "kept": number in kept}
         for number, batch in enumerate(batches)

@@ -21,7 +21,9 @@ from megatron_pixel.model.objectives import Objective, losses
 from megatron_pixel.parallel.engine import set_learning_rate
 from megatron_pixel.parallel.execution import Outputs, Training
 from megatron_pixel.parallel.mesh import Mesh
-from megatron_pixel.training.guards import LossGuard, StopSignals
+from megatron_pixel.training.guarding import Guards
+from megatron_pixel.training.guards import GuardError, StopSignals, Verdict
+from megatron_pixel.training.health import probe
 from megatron_pixel.training.losses import StepCounts, micro_batch_loss
 from megatron_pixel.training.metrics import Record
 from megatron_pixel.training.observation import Observer
@@ -40,8 +42,34 @@ class Hooks:
     """Writes the checkpoint of a step."""
     note: Callable[[str], None]
     """Shows a line."""
+    dump: Callable[[int, Sequence[MicroBatch], "StepEnd"], None]
+    """Keeps a step that ends the run."""
     watch: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
     """Around each step: a profiler, for some."""
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """What a step gave."""
+
+    record: Record
+    """The line of metrics.jsonl."""
+    verdict: Verdict
+    """What the guards say; the same on all ranks."""
+    skipped: bool
+    """Whether DeepSpeed left the weights as they were."""
+    notes: list[str]
+    """Lines about slow ranks."""
+    bad: list[bool]
+    """Which of this rank's micro-batches had a loss that is no number; empty where the rank computes none."""
+
+
+class RewindError(Exception):
+    """The run is to go back to a checkpoint before the spike; raised on all ranks after the same step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"rewind after step {step}")
+        self.step = step
 
 
 class Trainer:
@@ -53,6 +81,7 @@ class Trainer:
         model, training, optimizer: the parts of the config that a step depends on.
         end_patch: whether the black end patch is a target.
         mesh: where this process stands.
+        guards: watch over the steps.
         sources: names of the datasets of each kind, for losses by source.
         histograms_every: steps between histograms of gradients and weights, 0 for none.
     """
@@ -66,6 +95,7 @@ class Trainer:
         optimizer: OptimizerConfig,
         end_patch: bool,
         mesh: Mesh,
+        guards: Guards,
         sources: Mapping[Kind, Sequence[str]] | None = None,
         histograms_every: int = 0,
     ) -> None:
@@ -76,22 +106,17 @@ class Trainer:
         self._end_patch = end_patch
         self.mesh = mesh
         self.observer = Observer(execution, objectives, model, training, mesh, sources, histograms_every)
-        self._guard = LossGuard()
+        self.guards = guards
 
-    def step(self, step: int, batches: Sequence[MicroBatch]) -> tuple[Record, str | None]:
+    def step(self, step: int, batches: Sequence[MicroBatch]) -> StepEnd:
         """One optimizer step over this rank's micro-batches.
 
         Args:
             step: its number; the first is 1.
             batches: micro-batches of any kinds, in the same order of kinds on every rank.
-
-        Returns:
-            The record for metrics.jsonl, and a warning to show, if there is one.
-
-        Raises:
-            NonFiniteLossError: see :class:`LossGuard`.
         """
-        mesh = self.mesh
+        mesh, alive = self.mesh, self.guards.watchdog
+        alive.beat("targets of the step", step)
         totals = self.observer.begin(step)
         counts = StepCounts(batches, self._objectives, self._end_patch, mesh.data_group, mesh.device)
         rate = learning_rate(step, self._training.steps, self._optimizer)
@@ -105,29 +130,36 @@ class Trainer:
                 totals.add(batch.kind, terms, batch.rows)
                 value = micro_batch_loss(terms, self._objectives, counts.targets, mesh.data_size, len(batches))
             contributions.append(value.detach())
+            alive.beat(f"backward pass of micro-batch {len(contributions)} of {len(batches)}")
             return value
 
         self._execution.step(self._tensors(batches), loss)
+        alive.beat("figures of the step")
         seen = self.observer.collect(totals)
         means = seen.losses.by_kind
         skipped = self.engine.skipped_steps > skipped_before
         finite = math.isfinite(means["loss"] or 0.0)
-        rows = "" if finite else self._bad_rows(batches, contributions)
-        warning = self._guard.check(step, finite, skipped, rows)
-        return self.observer.record(step, seen, counts, rate), warning
+        bad = [] if finite else [not math.isfinite(value.item()) for value in contributions]
+        rows = "" if finite else self._bad_rows(batches, bad)
+        verdict = self.guards.judge(step, means["loss"], finite, skipped, rows)
+        notes = self.guards.slow_ranks.add(step, seen.ranks)
+        if self.guards.slow_ranks.probes(step):
+            self.observer.probe = probe(mesh.device)
+        return StepEnd(self.observer.record(step, seen, counts, rate), verdict, skipped, notes, bad)
 
     def _tensors(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
-        for rows in batches:
+        for number, rows in enumerate(batches, start=1):
+            self.guards.watchdog.beat(f"forward pass of micro-batch {number} of {len(batches)}")
             with self._execution.clock.part("data", "rows to tensors"):
                 batch = to_tensors(rows, self._objectives, self.mesh.device)
             yield batch
 
-    def _bad_rows(self, batches: Sequence[MicroBatch], contributions: Sequence[torch.Tensor]) -> str:
+    def _bad_rows(self, batches: Sequence[MicroBatch], bad: Sequence[bool]) -> str:
         """Rows of the micro-batches without a finite loss, over all ranks; collective."""
         mine = [
             f"{source} {row}"
-            for batch, loss in zip(batches, contributions, strict=self.mesh.is_last_stage)
-            if not math.isfinite(loss.item())
+            for batch, is_bad in zip(batches, bad, strict=self.mesh.is_last_stage)
+            if is_bad
             for source, row in batch.rows
         ]
         names = sorted({name for part in self.mesh.gather(mine) for name in part})
@@ -167,33 +199,53 @@ def train(
     A signal that reaches any rank ends all of them after the step that is under way, with a checkpoint.
 
     Args:
-        steps: numbers from 0 and micro-batches of the steps to take, in order.
+        steps: numbers and micro-batches of the steps to take, in order.
 
     Returns:
         Why the run ended before ``milestones.steps``: a signal or ``training.stop_after``; None where it is complete.
+
+    Raises:
+        GuardError: a guard ends the run; the step is dumped.
+        RewindError: a guard wants another way to be taken from a checkpoint on.
     """
-    for index, batches in trainer.observer.waiting(steps):
-        step = index + 1
+    for step, batches in trainer.observer.waiting(steps):
         with hooks.watch(step):
-            record, warning = trainer.step(step, batches)
-        stop = _agreed_signal(signals, trainer)
+            end = trainer.step(step, batches)
+        stop = _agreed_signal(signals, end, trainer)
         if stop is None and step == last < milestones.steps:
             stop = "training.stop_after"
-        hooks.record(record, stop is not None or step == last)
-        if warning is not None:
-            hooks.note(warning)
+        hooks.record(end.record, stop is not None or step == last)
+        for line in [end.verdict.warning, *end.notes]:
+            if line is not None:
+                hooks.note(line)
+        if end.verdict.error is not None:
+            hooks.dump(step, batches, end)
+            raise end.verdict.error
+        if end.verdict.rewind and stop is None:
+            raise RewindError(step)
         if milestones.evaluates(step) and stop in (None, "training.stop_after"):
             hooks.evaluate(step)
         if milestones.saves(step) or stop is not None:
             hooks.save(step)
         if stop is not None and step < milestones.steps:
             return stop
+        trainer.guards.watchdog.beat(f"rows of step {step + 1}")
     return None
 
 
-def _agreed_signal(signals: StopSignals, trainer: Trainer) -> str | None:
-    """The signal that any rank has received, the same answer on all ranks."""
-    names = (None, "SIGINT", "SIGTERM")
-    flag = torch.tensor(names.index(signals.received), device=trainer.mesh.device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return names[int(flag)]
+def _agreed_signal(signals: StopSignals, end: StepEnd, trainer: Trainer) -> str | None:
+    """The signal that any rank has received, the same answer on all ranks.
+
+    Raises:
+        GuardError: some ranks skipped the step and others took it: their weights are no longer those of one model.
+    """
+    names = StopSignals.NAMES
+    flags = torch.tensor([names.index(signals.received), end.skipped, not end.skipped], device=trainer.mesh.device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    received, skipped, taken = flags.tolist()
+    if skipped and taken:
+        raise GuardError(
+            f"step {end.record['step']}: some ranks skipped it and others took it, so their weights differ from here "
+            "on; resume from the last checkpoint, and suspect a device that computes wrongly"
+        )
+    return names[received]

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_pixel.data.rows import Kind, MicroBatch, Modality
+from megatron_pixel.data.rows import Kind, MicroBatch, Modality, rows_digest
 from megatron_pixel.model.batch import move
 from megatron_pixel.model.objectives import LossSum, Objective
 from megatron_pixel.parallel.mesh import Mesh
@@ -29,6 +29,7 @@ class StepCounts:
         positions: positions that hold a token or a patch.
         patches: positions that hold a patch.
         attended: pairs of a position and one that it attends to, itself among them: n (n + 1) / 2 in a row of n.
+        rows_digest: tells which rows they are, see :func:`megatron_pixel.data.rows.rows_digest`.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class StepCounts:
         group: dist.ProcessGroup,
         device: torch.device,
     ) -> None:
-        local = [0, 0, 0, 0, 0]
+        local = [0, 0, 0, 0, 0, 0]
         for batch in batches:
             targets = batch.count_targets(end_patch)
             local[0] += targets.tokens
@@ -48,9 +49,10 @@ class StepCounts:
             local[2] += int(lengths.sum())
             local[3] += int((batch.modality == Modality.PATCH).sum())
             local[4] += int((lengths * (lengths + 1) // 2).sum())
+            local[5] += rows_digest(batch.rows)
         total = torch.tensor(local, dtype=torch.int64, device=device)
         dist.all_reduce(total, group=group)
-        tokens, patches, self.positions, self.patches, self.attended = total.tolist()
+        tokens, patches, self.positions, self.patches, self.attended, self.rows_digest = total.tolist()
         counts = {Modality.TOKEN: tokens, Modality.PATCH: patches}
         self.targets = {objective.name: counts[objective.modality] for objective in objectives}
 

@@ -27,6 +27,7 @@ STEP_KEYS = (
     "mfu",
     "memory_gb",
     "skipped_steps",
+    "rows_digest",
     "checkpoint_stall_seconds",
     "evaluation_seconds",
     "data_seconds",
@@ -62,7 +63,7 @@ def curves(line: Record) -> Iterator[tuple[str, float]]:
     part = "eval" if any(key.startswith("eval_") for key in line) else "train"
     for key, value in line.items():
         key = key.removeprefix("eval_")
-        if key in ("step", "time") or value is None:
+        if key in ("step", "time", "rows_digest") or value is None:
             continue
         if isinstance(value, dict):
             folder = f"{part}_sources" if key == "loss_by_source" else "gradients"

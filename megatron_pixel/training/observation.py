@@ -141,6 +141,7 @@ class Observer:
             "mfu": tflops / self._peak if self._peak else None,
             "memory_gb": float(seen.ranks[:, RANK_COLUMNS.index("memory_gb")].max()),
             "skipped_steps": int(self._engine.skipped_steps),
+            "rows_digest": counts.rows_digest,
             "time": time.time(),
             **{f"{part}_seconds": value for part, value in parts.items()},
             "loss_by_source": seen.losses.by_source,

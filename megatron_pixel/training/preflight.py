@@ -57,10 +57,11 @@ def check_settings(config: RunConfig) -> None:
     if checkpoint is None:
         return
     try:
-        saved = json.loads((checkpoint / files.STATE).read_text(encoding="utf-8"))["config"]
+        state = json.loads((checkpoint / files.STATE).read_text(encoding="utf-8"))
+        saved = state["config"]
     except (OSError, ValueError, KeyError):
         return  # what is wrong with it is said where checkpoints are checked
-    refuse_changes(saved, config, checkpoint)
+    refuse_changes(saved, config, checkpoint, sections=("model",) if "released" in state else None)
 
 
 def _checkpoint(config: RunConfig) -> Path | None:

@@ -1,7 +1,7 @@
 """A step that a guard stopped at, computed again on one process: which rows, and where in the model numbers break."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,7 @@ def reproduce(folder: Path, limit: int | None = None) -> Reproduction:
         load_weights(module, open_source(checkpoint))
         module.to(dtype)
         broken = [name for name, value in module.named_parameters() if not torch.isfinite(value).all()]
-        found = []
+        found: list[RowFound] = []
         for entry, row in _rows(folder):
             if limit is not None and len(found) >= limit:
                 break
@@ -127,7 +127,7 @@ def _only(batch: MicroBatch, i: int) -> MicroBatch:
 
 
 def _look(
-    module: nn.Module, entry: DumpedBatch, row: MicroBatch, objectives: list[Objective], device: torch.device
+    module: nn.Module, entry: DumpedBatch, row: MicroBatch, objectives: Sequence[Objective], device: torch.device
 ) -> RowFound:
     module.zero_grad(set_to_none=True)
     batch = to_tensors(row, objectives, device)

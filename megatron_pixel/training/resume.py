@@ -18,6 +18,7 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "logging",
     "profile",
+    "guards",
     "evaluation",
     "data.prefetch",
     "data.workers",

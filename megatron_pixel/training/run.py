@@ -1,7 +1,10 @@
 """A pretraining run put together: data, model, engine, checkpoint, and the folder that keeps its record."""
 
+import json
+import signal
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +15,10 @@ from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.layers import parse_layers
 from megatron_pixel.config.loader import save_config
 from megatron_pixel.config.schema import RunConfig
+from megatron_pixel.config.steps import parse_ranges
 from megatron_pixel.data.loader import PrefetchLoader
 from megatron_pixel.data.mixture import open_heldout, open_training
-from megatron_pixel.data.rows import Kind
+from megatron_pixel.data.rows import Kind, MicroBatch
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import stage_specs
 from megatron_pixel.parallel.build import build_training
@@ -22,16 +26,21 @@ from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
 from megatron_pixel.parallel.engine import merged_config
 from megatron_pixel.parallel.layout import check_layout
 from megatron_pixel.parallel.mesh import Mesh
-from megatron_pixel.training import checkpoint, checkpoint_files
+from megatron_pixel.training import checkpoint, checkpoint_files, exit_codes, passed_over, sessions
 from megatron_pixel.training.data_facts import data_facts
+from megatron_pixel.training.dumps import write_dump
 from megatron_pixel.training.evaluation import Evaluator
-from megatron_pixel.training.guards import StopSignals
-from megatron_pixel.training.loop import Hooks, Milestones, Trainer, train
+from megatron_pixel.training.guarding import Guards
+from megatron_pixel.training.guards import SpikeError, StopSignals
+from megatron_pixel.training.loop import Hooks, Milestones, RewindError, StepEnd, Trainer, train
 from megatron_pixel.training.metrics import Record
 from megatron_pixel.training.profiling import Profiler
 from megatron_pixel.training.recorder import Recorder
 from megatron_pixel.training.resume import Layout
+from megatron_pixel.training.run_lock import RunLock
 from megatron_pixel.training.saving import Saver
+from megatron_pixel.training.space import check_space
+from megatron_pixel.training.start import check_data, look_at_machines, take_folder
 from megatron_pixel.training.summary import start_block
 
 READ_AHEAD_BYTES = 2 << 30
@@ -46,32 +55,49 @@ class Run:
     Args:
         config: the checked config tree.
         mesh: where this process stands.
+        signals: those that have been taken care of since the program started; None takes them while it trains.
 
     Raises:
-        UserError: data, DeepSpeed file, checkpoint and layout do not go together; before any step is taken.
+        UserError: data, DeepSpeed file, checkpoint and layout do not go together, or the folder is in use; before any
+            step is taken.
     """
 
-    def __init__(self, config: RunConfig, mesh: Mesh) -> None:
+    def __init__(self, config: RunConfig, mesh: Mesh, signals: StopSignals | None = None) -> None:
         check_layout(config, mesh.world_size)
         if "sequence_parallel" in config.parallel.experimental and mesh.device.type != "cuda":
             raise UserError("parallel.experimental: megatron-core's sequence_parallel runs on CUDA devices only")
-        self._config, self._mesh = config, mesh
+        self._config, self._mesh, self._signals = config, mesh, signals
         self._folder = Path(config.run.dir)
         self._checkpoints = self._folder / "checkpoints"
+        self._lock: RunLock | None = take_folder(self._folder, mesh)
+        try:
+            self._build()
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _build(self) -> None:
+        config, mesh = self._config, self._mesh
+        machines = look_at_machines(config, mesh)
         self._open_data()
+        check_data(config, self._reader, mesh)
         self._build_model()
         found = checkpoint.find(self._checkpoints, config.checkpoint)
         self._resumed = None
+        self._open_batches(found)
         if found is not None:
-            consumed = self._reader.consumed(found.step)
-            self._resumed = checkpoint.restore(self._engine, found, config, consumed, self._data_facts)
+            self._resumed = self._restore(found)
         self._done = 0 if self._resumed is None else self._resumed.step
         self._last = min(config.training.stop_after or config.training.steps, config.training.steps)
         behind = config.checkpoint.asynchronous
         behind = mesh.device.type == "cuda" if behind is None else behind
-        self._saver = Saver(self._engine, self._checkpoints, config, self._layout, self._data_facts, behind)
+        self._saver = self._saver_into(self._checkpoints, behind)
+        room = check_space(self._folder, config, self._parameters, self._done)
         self._open_record()
+        self._note("start", {"step": self._done, "processes": mesh.world_size, "host": socket.gethostname()})
         self._show(start_block(config, mesh, self._layout, self._parameters, self._rows, len(self._kinds)))
+        for line in [*machines, f"  disk        {room}"]:
+            self._show(line)
         self._show(self._starting_point(found))
         for note in self._reader.notes:
             self._show(f"  note        {note}")
@@ -110,10 +136,31 @@ class Run:
         )
         self._engine = self._execution.engine
 
+    def _open_batches(self, found: checkpoint.Found | None) -> None:
+        """Which rows each step takes: what the settings, the checkpoint and rewinds of this run say."""
+        ranges = list(parse_ranges(self._config.guards.skip_steps))
+        self._rewinds = 0
+        if self._config.checkpoint.resume == "auto":
+            kept, self._rewinds = passed_over.read(self._folder)
+            ranges += kept
+        if found is not None:
+            state = json.loads((found.folder / checkpoint_files.STATE).read_text(encoding="utf-8"))
+            ranges += [(first, last) for first, last in state.get("passed_over", [])]
+        self._batches = passed_over.Batches(ranges)
+
+    def _consumed(self, step: int) -> dict[str, int]:
+        """Rows of each source that are behind the run after a step."""
+        return self._reader.consumed(self._batches.taken(step))
+
+    def _restore(self, found: checkpoint.Found) -> checkpoint.Resumed:
+        return checkpoint.restore(self._engine, found, self._config, self._consumed(found.step), self._data_facts)
+
+    def _saver_into(self, root: Path, behind: bool) -> Saver:
+        return Saver(self._engine, root, self._config, self._layout, self._data_facts, behind)
+
     def _open_record(self) -> None:
-        """The run's folder; rank 0 keeps it."""
+        """The record of a run that goes on from step ``self._done``; rank 0 keeps it."""
         if self._mesh.is_main:
-            self._folder.mkdir(parents=True, exist_ok=True)
             self._aside = checkpoint_files.set_aside(self._checkpoints, self._done)
             save_config(self._config, self._folder / "config.yaml")
         self._recorder = Recorder(self._config, self._done, self._last, self._mesh)
@@ -128,7 +175,9 @@ class Run:
         config, mesh = self._config, self._mesh
         if self._done >= self._last:
             self._show(f"nothing to do: step {self._done:,} of {config.training.steps:,} is done")
+            self._end(exit_codes.FINISHED, "nothing to do")
             return None
+        self._guards = Guards(config.guards, self._folder, mesh)
         trainer = Trainer(
             self._execution,
             self._objectives,
@@ -137,36 +186,100 @@ class Run:
             config.optimizer,
             config.loss.end_patch,
             mesh,
+            self._guards,
             self._reader.source_names,
             config.logging.histograms,
         )
         self._evaluator = Evaluator(self._execution, self._heldout, self._objectives, config.model, mesh)
         profiler = Profiler(config.profile, self._folder, self._execution, mesh, self._show)
-        steps = range(self._done, self._last)
-        signals = StopSignals()
+        milestones = Milestones(config.training.steps, config.evaluation, config.checkpoint)
+        hooks = Hooks(self._record, self._evaluate, self._save, self._show, self._dump, profiler.step)
+        signals = self._signals or StopSignals(())
+        signals.add((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
         try:
-            depth = _read_ahead(config, len(self._kinds))
-            ranks, workers = (mesh.data_rank, mesh.data_size), config.data.workers
-            with PrefetchLoader(self._reader, steps, *ranks, depth, workers) as loader:
-                stopped_by = train(
-                    trainer,
-                    loader,
-                    self._last,
-                    Milestones(config.training.steps, config.evaluation, config.checkpoint),
-                    signals,
-                    Hooks(self._record, self._evaluate, self._save, self._show, profiler.step),
-                )
+            stopped_by = self._train(trainer, milestones, signals, hooks)
             self._saver.wait()
         finally:
             signals.restore()
             trainer.observer.close()
+            self._guards.close()
         profiler.close(self._done)
         self._show(self._ending(stopped_by))
+        self._end(exit_codes.exit_code(stopped_by), stopped_by or "done")
         return stopped_by
 
-    def close(self) -> None:
-        """Flush and close the record."""
+    def _train(self, trainer: Trainer, milestones: Milestones, signals: StopSignals, hooks: Hooks) -> str | None:
+        """:func:`train`, and again from a checkpoint where a guard asks for it."""
+        while True:
+            try:
+                with self._loader() as loader:
+                    return train(trainer, self._numbered(loader), self._last, milestones, signals, hooks)
+            except RewindError as request:
+                with self._guards.watchdog.paused():
+                    self._rewind(request.step)
+
+    def _loader(self) -> PrefetchLoader:
+        config, mesh = self._config, self._mesh
+        batches = (self._batches.of(step) - 1 for step in range(self._done + 1, self._last + 1))
+        depth = _read_ahead(config, len(self._kinds))
+        return PrefetchLoader(self._reader, batches, mesh.data_rank, mesh.data_size, depth, config.data.workers)
+
+    def _numbered(self, loader: PrefetchLoader) -> Iterator[tuple[int, list[MicroBatch]]]:
+        for step, (_, batches) in enumerate(loader, start=self._done + 1):
+            yield step, batches
+
+    def _rewind(self, step: int) -> None:
+        """Back to the newest whole checkpoint before the spike; the rows since will not be met again. Collective."""
+        begin, most = self._guards.spikes.begin or step, self._config.guards.max_rewinds
+        self._saver.wait()
+        found = checkpoint.find_before(self._checkpoints, begin)
+        if found is None or self._rewinds >= most:
+            why = f"{self._rewinds} rewinds have not helped" if found is not None else "no checkpoint is before it"
+            raise SpikeError(
+                f"step {step}: a spike since step {begin}, and {why}; lower optimizer.lr, or look at the rows"
+            )
+        first, last = self._batches.of(found.step) + 1, self._batches.of(step)
+        ranges = passed_over.joined([*self._batches.ranges, (first, last)])
+        self._rewinds += 1
+        if self._mesh.is_main:
+            passed_over.write(self._folder, ranges, self._rewinds)
+        self._batches = passed_over.Batches(ranges)
+        self._restore(found)
+        self._done = found.step
+        self._guards.spikes.forget()
         self._recorder.close()
+        self._open_record()
+        self._show(
+            f"back to step {found.step:,} from {step:,}, the rows of steps {first:,} to {last:,} are passed over "
+            f"(rewind {self._rewinds} of {most})"
+        )
+
+    def _dump(self, step: int, batches: Sequence[MicroBatch], end: StepEnd) -> None:
+        def save(folder: Path) -> None:
+            self._saver_into(folder, behind=False).save(step, self._consumed(step))
+
+        facts = {"message": str(end.verdict.error), "batch": self._batches.of(step), "layout": str(self._layout)}
+        with self._guards.watchdog.paused():
+            self._saver.wait()
+            folder = write_dump(self._folder / "dumps", step, facts, batches, end.bad, self._mesh, save)
+        self._show(f"step {step:,}: rows and weights are in {folder}; python megatron_pixel/reproduce.py {folder}")
+
+    def _end(self, status: int, reason: str) -> None:
+        self._note("end", {"status": status, "reason": reason, "step": self._done})
+
+    def _note(self, event: sessions.Event, facts: Mapping[str, object]) -> None:
+        if self._mesh.is_main:
+            sessions.note(self._folder, event, facts)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def close(self) -> None:
+        """Flush and close the record, and give the folder free."""
+        self._recorder.close()
+        self._unlock()
 
     def __enter__(self) -> "Run":
         return self
@@ -175,6 +288,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
+            with suppress(OSError):
+                self._end(getattr(error, "exit_status", exit_codes.CRASHED), f"{type(error).__name__}: {error}")
             self._recorder.keep(f"ended by {type(error).__name__}: {error}")
             # The checkpoint that is being written is worth a minute; without the other ranks it would take for ever.
             with suppress(Exception):
@@ -187,12 +302,15 @@ class Run:
 
     def _evaluate(self, step: int) -> None:
         begin = time.perf_counter()
-        found = self._evaluator.run(self._config.logging.pages, self._config.logging.attention)
+        with self._guards.watchdog.paused():
+            found = self._evaluator.run(self._config.logging.pages, self._config.logging.attention)
         self._recorder.evaluation(step, found, time.perf_counter() - begin, time.time())
 
     def _save(self, step: int) -> None:
-        consumed = self._reader.consumed(step)
-        saved = self._saver.save(step, consumed)
+        if self._lock is not None:
+            self._lock.check()
+        with self._guards.watchdog.paused():
+            saved = self._saver.save(step, self._consumed(step), self._batches.ranges)
         self._recorder.stalled(saved.stall)
         done = "is saving behind the training" if self._saver.background else "saved"
         self._show(f"step {step:,}: {done} {saved.folder}, training stood still for {saved.stall:.2f} s")

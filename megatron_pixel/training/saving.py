@@ -11,7 +11,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,12 @@ class Saver:
         self._group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT) if background else None
         self._writing: _Behind | None = None
 
-    def save(self, step: int, consumed: Mapping[str, int]) -> Saved:
+    def save(self, step: int, consumed: Mapping[str, int], passed_over: Sequence[tuple[int, int]] = ()) -> Saved:
         """Write ``root/step-…`` for the engine after ``step``; it appears whole or not at all. Then prune older ones.
 
         Args:
             consumed: rows taken from each source so far, compared at resume.
+            passed_over: first and last batch of each stretch that the run takes no rows from.
 
         Raises:
             UserError: the files cannot be written, now or in the background save before; checkpoints that stood before
@@ -98,6 +99,7 @@ class Saver:
             "skipped_steps": int(self._engine.skipped_steps),
             "samples": int(self._engine.global_samples),
             "consumed": dict(consumed),
+            "passed_over": [list(stretch) for stretch in passed_over],
             **self._constants,
             "created_by": f"megatron_pixel {megatron_pixel.__version__}",
         }

@@ -66,8 +66,8 @@ def check_space(folder: Path, config: RunConfig, parameters: int, done: int) -> 
     if free < needed:
         raise UserError(
             f"run.dir: {folder} has {free / GIB:.1f} GiB free, but {needed / size:.0f} checkpoints of "
-            f"{size / GIB:.2f} GiB are to come: make room, lower checkpoint.keep, raise checkpoint.every, or choose another folder with "
-            "--run.dir"
+            f"{size / GIB:.2f} GiB are to come: make room, lower checkpoint.keep, raise checkpoint.every, or choose "
+            "another folder with --run.dir"
         )
     return f"{free / GIB:,.0f} GiB free, {needed / GIB:.2g} GiB for checkpoints to come"
 

@@ -83,6 +83,7 @@ class Watchdog:
         while not self._closed.wait(pause):
             # Native code that never gives the interpreter back would keep this thread, too, from running: then the
             # interpreter's own timer, which needs no Python, writes the stacks and ends the process.
+            assert self._frozen is not None
             faulthandler.dump_traceback_later(self._limit + 2 * self._gather, exit=True, file=self._frozen)
             silent = time.monotonic() - self._last
             if silent > self._limit and not self._paused:
