@@ -189,8 +189,7 @@ def _y_axis(
     values = sorted(y for one in series if one.style != "area" for _, y in one.points)
     values += sorted(y for _, (_, upper) in stacked for _, y in upper)
     calm = [y for one in series if one.style == "dots" for _, y in one.points]
-    late = [y for one in series if one.style == "noisy" for _, y in smoothed(one.points)[len(one.points) // 50 :]]
-    high = max([values[math.ceil(0.98 * len(values)) - 1], *late, *calm])
+    high = max([values[math.ceil(0.98 * len(values)) - 1], *calm])
     return nice_axis(0.0 if from_zero or stacked else values[0], high)
 
 
