@@ -14,12 +14,22 @@ from megatron_pixel.config.mixture import parse_mixture, parse_source
 from megatron_pixel.config.schema import ModelConfig, RenderingConfig
 from megatron_pixel.config.source import Origin as Written
 from megatron_pixel.finetuning.saved import SavedModel
+from megatron_pixel.interop.source import is_released, open_released
 from megatron_pixel.training import checkpoint_files as files
 from megatron_pixel.training.canonical import Source, open_source
 from megatron_pixel.training.weights import named_checkpoint, newest_whole
 
 SYSTEMS = {"text": "textgpt", "pixel": "pixelgpt", "text+pixel": "monogpt", "text+pixel+pair": "dualgpt"}
 """Name of a system by what it was trained on."""
+
+
+PROJECTION, TOKENS = "0.patches.projection.weight", "0.tokens.weight"
+"""Names of the embedders."""
+
+
+def score_name(model: ModelConfig) -> str:
+    """Name of the classifier's matrix."""
+    return f"{model.layers + 2}.heads.score.linear.weight"
 
 
 class Weights(ABC):
@@ -104,6 +114,8 @@ def find_start(path: str) -> Start:
         return _pretrained(*named_checkpoint(folder))
     if (folder / "checkpoints").is_dir():
         return _pretrained(*newest_whole(folder / "checkpoints"))
+    if is_released(folder):
+        return _released(folder)
     raise UserError(
         f"checkpoint: {path} is neither a run, a checkpoint, a fine-tuned model nor a released model (config.json and "
         "weights)"
@@ -153,6 +165,38 @@ def _pretrained(step: int, folder: Path) -> Start:
         released=False,
         positions={"rows": rows, "positions": rows * model.seq_length},
     )
+
+
+def _released(folder: Path) -> Start:
+    """A model in the released layout, or a plain Llama, which reads text alone."""
+    source = open_released(folder)
+    reads = {"text"} if TOKENS in source.shapes else set()
+    reads |= {"pixel"} if PROJECTION in source.shapes else set()
+    score = score_name(source.model)
+    return Start(
+        where=folder,
+        system=folder.resolve().name,
+        step=None,
+        model=source.model,
+        weights=_SourceWeights(source),
+        reads=frozenset(reads),
+        rendering={"preset": "released", "patch_size": source.model.patch_size},
+        tokenizer_file=source.tokenizer,
+        tokenizer_sha256=None,
+        released=True,
+        fine_tuned=score in source.shapes,
+        classes=_class_names(folder) if score in source.shapes else None,
+    )
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    """What a released classifier tells apart; None where its config.json has only numbers for them."""
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
+    except ValueError:
+        return None
+    ordered = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    return ordered if ordered and not all(name.startswith("LABEL_") for name in ordered) else None
 
 
 def _data_facts(data: dict[str, Any], facts: dict[str, Any]) -> tuple[dict[str, Any], Path | None, str | None]:

@@ -22,7 +22,7 @@ from megatron_pixel.finetuning.metrics import majority
 from megatron_pixel.finetuning.origin import find_start
 from megatron_pixel.finetuning.saved import save_model
 from megatron_pixel.finetuning.tasks import Task, open_task
-from megatron_pixel.finetuning.training import Fit, Fitter, Split
+from megatron_pixel.finetuning.training import Fit, Fitter, Scores, Split
 from megatron_pixel.finetuning.weights import Loaded, load_start
 from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
 from megatron_pixel.parallel.engine import build_engine, merged_config
@@ -118,13 +118,13 @@ class FinetuningRun:
         self._show(ending(result, self._folder))
         return result
 
-    def _keep(self, step: int) -> None:
+    def _keep(self, step: int, scores: Scores) -> None:
         """Write the weights as the best so far."""
         if not self._config.keep_model:
             return
         tensors = whole_tensors(self._engine)
         if self._mesh.is_main:
-            save_model(self._folder / "best", tensors, self._facts(step))
+            save_model(self._folder / "best", tensors, self._facts(step) | {"results": next(iter(scores.values()))})
         dist.barrier()
 
     def _facts(self, step: int) -> dict[str, Any]:

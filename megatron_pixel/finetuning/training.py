@@ -91,7 +91,7 @@ class Fitter:
         self,
         splits: Sequence[Split],
         record: Callable[[Mapping[str, Any]], None],
-        keep: Callable[[int], None],
+        keep: Callable[[int, Scores], None],
         signals: StopSignals | None = None,
     ) -> Fit:
         """Train to the end, or until evaluations stop improving; collective.
@@ -99,7 +99,7 @@ class Fitter:
         Args:
             splits: evaluated together; those that select choose the best model by the mean of their scores.
             record: takes a line of metrics.
-            keep: called with the step when the weights are the best so far.
+            keep: called with the step and the scores when the weights are the best so far.
             signals: a signal ends the training after the step that is under way.
         """
         config, fit = self._config, Fit()
@@ -122,7 +122,7 @@ class Fitter:
                 continue
             better = self._evaluate(step, splits, fit, record)
             if better:
-                keep(step)
+                keep(step, fit.scores)
             worse = 0 if better else worse + 1
             if stop is not None:
                 fit.ended_by = stop

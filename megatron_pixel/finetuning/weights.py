@@ -8,14 +8,7 @@ from torch import nn
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.finetuning.classifier import averaged_channels
-from megatron_pixel.finetuning.origin import Start
-
-PROJECTION = "0.patches.projection.weight"
-
-
-def score_name(model: ModelConfig) -> str:
-    """Name of the classifier's matrix."""
-    return f"{model.layers + 2}.heads.score.linear.weight"
+from megatron_pixel.finetuning.origin import PROJECTION, Start, score_name
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,8 @@ def load_start(network: nn.Module, start: Start, model: ModelConfig, classes: li
     parameters = dict(network.named_parameters())
     score = score_name(model)
     takes_score = head == "auto" and score in start.weights.shapes
-    if takes_score and (start.classes or None) != (classes or None):
+    unnamed = start.released and start.classes is None  # then only their number can differ
+    if takes_score and not unnamed and start.classes != classes:
         raise UserError(
             f"{start.where} tells {_shown(start.classes)} apart, and the task has {_shown(classes)}: set head to new "
             "to put a fresh classifier on it, or start from the pretrained checkpoint"

@@ -12,8 +12,8 @@ from megatron_pixel.reporting.tables import HERE, Table, paper_tables, settings_
 
 LEGEND = (
     "Scores in percent. Rows of `paper` are the paper's own numbers (arXiv 2404.10710), which come from other code, "
-    "other data and far more training. Rows of `ours` are means over seeds with their standard deviation, at the settings "
-    "that score best on the split that chooses the model. Intervals are 95%, by Student's t over seeds."
+    "other data and far more training. Rows of `ours` are means over seeds with their standard deviation, at the "
+    "settings that score best on the split that chooses the model. Intervals are 95%, by Student's t over seeds."
 )
 
 
