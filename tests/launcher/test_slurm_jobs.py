@@ -1,0 +1,100 @@
+"""launcher/pretrain.sbatch on a real SLURM, with a stand-in for Python that costs no seconds."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.slurm_cluster import SlurmCluster, wait_until
+
+pytestmark = pytest.mark.slurm
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --time=10".split()
+
+
+class Job:
+    """A submitted job and what it says."""
+
+    def __init__(self, slurm: SlurmCluster, folder: Path, role: str, *words: str, **environment: str) -> None:
+        self.slurm, self.folder = slurm, folder
+        options = [*SMALL, *(word for word in words if word.startswith("--"))]
+        rest = [word for word in words if not word.startswith("--")]
+        env = {"PYTHON": str(ROOT / "tests" / "launcher" / "tasks.sh"), "ROLE": role, **environment}
+        script = ROOT / "launcher" / "pretrain.sbatch"
+        self.number = slurm.submit(
+            *options, f"--output={folder}/%a.out", script, "--config", "x", *rest, env=env, cwd=ROOT
+        )
+
+    def said(self, task: str = "4294967294") -> str:
+        file = self.folder / f"{task}.out"
+        return file.read_text() if file.exists() else ""
+
+    def starts(self, task: str = "4294967294") -> "Job":
+        wait_until(lambda: "task 0" in self.said(task), 20, self.slurm.logs)
+        return self
+
+    def ends(self) -> dict[str, str]:
+        return self.slurm.wait(self.number, 30)
+
+
+def test_tasks_are_spread_over_the_nodes(slurm: SlurmCluster, tmp_path: Path) -> None:
+    spread = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=2"]
+    job = Job(slurm, tmp_path, "status=0", *spread, "a b")
+    assert job.ends()["JobState"] == "COMPLETED"
+    found = re.findall(
+        r"^(\d): task (\d) of 4, (\d) on (node\d), start 0: -u megatron_pixel/pretrain.py --config x a b$",
+        job.said(),
+        re.M,
+    )
+    assert sorted(found) == [
+        ("0", "0", "0", "node1"),
+        ("1", "1", "1", "node1"),
+        ("2", "2", "0", "node2"),
+        ("3", "3", "1", "node2"),
+    ]
+    told = set(re.findall(r"meets at (\S+), (\d+) threads, lead (\d+), end (\d+)", job.said()))
+    assert len(told) == 1
+    assert told.pop()[:3] == ("127.0.0.1", "2", "300")
+
+
+@pytest.mark.parametrize(("status", "starts"), [(2, 1), (65, 1), (1, 3), (137, 3)])
+def test_only_crashes_are_started_again(status: int, starts: int, slurm: SlurmCluster, tmp_path: Path) -> None:
+    job = Job(slurm, tmp_path, f"status={status}", MEGATRON_PIXEL_RESTARTS="2")
+    assert job.ends()["ExitCode"] == f"{status}:0"
+    assert job.said().count("task 0 of 1") == starts
+    assert ("no restart is left" in job.said()) == (starts > 1)
+
+
+def test_the_warning_saves_and_requeues(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """Two jobs and the second task of an array; one of the jobs is warned before its tasks are there."""
+    (tmp_path / "early").mkdir()
+    early = Job(slurm, tmp_path / "early", "wait")
+    wait_until(lambda: "1 tasks on" in early.said(), 20, slurm.logs)
+    slurm.call("scancel", "--batch", "--signal=USR1", early.number)
+    array = Job(slurm, tmp_path, "wait", "--array=1-2", "seed-%a").starts("2")
+    slurm.call("scancel", "--batch", "--signal=USR1", f"{array.number}_2")
+    assert early.ends()["Restarts"] == "1"
+    wait_until(lambda: "start 1" in array.said("2"), 30, slurm.logs)
+    assert "saved for USR1" in array.said("2")
+    assert "requeued to go on" in array.said("2")
+    assert Counter(re.findall(r"start (\d): .*(seed-\d)", array.said("2"))) == {("0", "seed-2"): 1, ("1", "seed-2"): 1}
+    assert re.findall(r"start (\d): .*(seed-\d)", array.said("1")) == [("0", "seed-1")], "the other task is left alone"
+    slurm.call("scancel", array.number)
+
+
+def test_a_job_that_nobody_wants_saves_and_stays_away(slurm: SlurmCluster, tmp_path: Path) -> None:
+    for name in ("stopped", "cancelled"):
+        (tmp_path / name).mkdir()
+    stopped = Job(slurm, tmp_path / "stopped", "wait").starts()
+    cancelled = Job(slurm, tmp_path / "cancelled", "wait").starts()
+    slurm.call("scancel", "--batch", "--signal=TERM", stopped.number)
+    slurm.call("scancel", cancelled.number)
+    assert stopped.ends()["ExitCode"] == "75:0"
+    assert cancelled.ends()["JobState"] == "CANCELLED"
+    wait_until(lambda: "submit the same command again" in stopped.said(), 10, slurm.logs)
+    assert "saved for USR1" in stopped.said()
+    assert "saved for TERM" in cancelled.said()
+    for job in (stopped, cancelled):
+        assert "requeued" not in job.said()
+        assert slurm.job(job.number)["Restarts"] == "0"
