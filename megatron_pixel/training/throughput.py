@@ -1,11 +1,15 @@
 """How much work a step is, and how much of the device it uses."""
 
+from __future__ import annotations
+
 import resource
 import sys
-
-import torch
+from typing import TYPE_CHECKING
 
 from megatron_pixel.config.schema import ModelConfig
+
+if TYPE_CHECKING:
+    import torch  # plans of runs start without it
 
 PEAK_TFLOPS = {
     "H200": 989.0,
@@ -62,6 +66,8 @@ def peak_tflops(device: torch.device, precision: str) -> float | None:
     """Peak of a known device in bf16, else None: there is no utilization without it."""
     if device.type != "cuda" or precision != "bf16":
         return None
+    import torch
+
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
@@ -69,6 +75,8 @@ def peak_tflops(device: torch.device, precision: str) -> float | None:
 def memory_gb(device: torch.device) -> float:
     """Largest memory so far in 10^9 bytes: allocated tensors on a GPU, the resident process on a CPU."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
