@@ -19,6 +19,7 @@ from megatron_pixel.interop.open import Opened
 from megatron_pixel.interop.safetensors import Planned
 from megatron_pixel.interop.source import INDEX, SINGLE, TOKENIZER
 from megatron_pixel.training.checkpoint_files import sync_folder
+from megatron_pixel.training.resharding import check_content
 
 Progress = Callable[[str, int, int], None]
 SHARD_BYTES = 5_000_000_000
@@ -44,7 +45,7 @@ def to_hf(checkpoint: Opened, out: Path, options: ExportOptions, progress: Progr
         Lines that say what was written, and what is missing.
 
     Raises:
-        UserError: ``out`` is there already, the checkpoint does not fit the layout, a tokenizer of another size, or a
+        UserError: the checkpoint is damaged, ``out`` is there already, the checkpoint does not fit the layout, a tokenizer of another size, or a
             disk that is full.
     """
     if out.exists():
@@ -52,6 +53,8 @@ def to_hf(checkpoint: Opened, out: Path, options: ExportOptions, progress: Progr
     wanted = _wanted(checkpoint, options.layout)
     dtype = options.dtype or checkpoint.state.get("released", {}).get("dtype", "fp32")
     tokenizer = _tokenizer(checkpoint, options)
+    if checkpoint.state:
+        check_content(checkpoint.folder, progress)
     folder = out.with_name(out.name + ".writing")
     try:
         if folder.exists():

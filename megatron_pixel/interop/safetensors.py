@@ -1,8 +1,8 @@
 """The safetensors format, read and written a stretch of a tensor at a time.
 
 The format is simple: eight bytes of length, a header in JSON, the values one after the other. It is written here to
-keep memory small, as the ``safetensors`` package wants a whole file's tensors at once. Tests hold both directions against
-that package.
+keep memory small, as the ``safetensors`` package wants a whole file's tensors at once. Tests hold both directions
+against that package.
 """
 
 import json

@@ -29,6 +29,8 @@ PARTITIONED = "partitioned"
 """Form of a checkpoint: DeepSpeed's files, and for each rank the pieces in its optimizer file."""
 TENSORS = ("fp32", *MOMENTS)
 """What there is of each parameter: the weight, and AdamW's mean of gradients and of their squares."""
+MAPPED_VALUES = 1 << 24
+"""Values read from mapped files before they are let go: 64 MB."""
 FOLDER = "zero"
 """Files are ``zero/NAME/fp32.pt`` and so on, each ``{"param": tensor}``, as in DeepSpeed's universal checkpoints."""
 
@@ -114,6 +116,7 @@ class PartitionedSource(Source):
         self._parameters: dict[str, _Parameter] = {}
         self._kinds: dict[str, str] = {}
         self._open: dict[str, _OptimizerFile] = {}
+        self._touched = 0  # values read from the files that are open
         for path in sorted(folder.glob(pieces_file(0).replace("00000", "*"))):
             self._add_rank(json.loads(path.read_text(encoding="utf-8")))
         # A pipeline's later stages come with later ranks.
@@ -145,17 +148,26 @@ class PartitionedSource(Source):
     def _fill(self, share: Tensor, name: str, what: str, tensor_rank: int) -> None:
         flat, filled = share.view(-1), 0
         for file, piece in self._parameters[name].stretches.get(tensor_rank, []):
-            values = self._file(file).values(what, piece.buffer) if what == "fp32" or self.steps else None
-            target = flat[piece.start : piece.start + piece.count]
-            if values is None:
-                target.zero_()
-            else:
-                target.copy_(values[piece.offset : piece.offset + piece.count])
+            for begin in range(0, piece.count, MAPPED_VALUES):
+                count = min(MAPPED_VALUES, piece.count - begin)
+                target = flat[piece.start + begin :][:count]
+                if what == "fp32" or self.steps:
+                    self._copy(target, file, what, piece.buffer, piece.offset + begin)
+                else:
+                    target.zero_()
             filled += piece.count
         if filled != flat.numel():
             raise UserError(
                 f"{self.folder} holds {filled:,} of the {flat.numel():,} values of {name} (tensor rank {tensor_rank})"
             )
+
+    def _copy(self, target: Tensor, file: str, what: str, buffer: int, offset: int) -> None:
+        # Pages of a mapped file count as memory of the process for as long as it is mapped.
+        if self._touched + target.numel() > MAPPED_VALUES:
+            self._open.clear()
+            self._touched = 0
+        target.copy_(self._file(file).values(what, buffer)[offset : offset + target.numel()])
+        self._touched += target.numel()
 
     def _file(self, name: str) -> "_OptimizerFile":
         if name not in self._open:

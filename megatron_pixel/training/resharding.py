@@ -33,7 +33,7 @@ def reshard(checkpoint: Path, out: Path, progress: Callable[[str, int, int], Non
     final = out / checkpoint.name
     if final.exists():
         raise UserError(f"{final} is there already; nothing was written")
-    _check(checkpoint, progress)
+    check_content(checkpoint, progress)
     state = json.loads((checkpoint / files.STATE).read_text(encoding="utf-8"))
     if state["form"] == CANONICAL:
         raise UserError(f"{checkpoint} is in canonical form already: every layout can resume from it")
@@ -63,7 +63,15 @@ def reshard(checkpoint: Path, out: Path, progress: Callable[[str, int, int], Non
         raise UserError(f"{final} could not be written: {error}") from error
 
 
-def _check(checkpoint: Path, progress: Callable[[str, int, int], None] | None) -> None:
+def check_content(checkpoint: Path, progress: Callable[[str, int, int], None] | None = None) -> None:
+    """Hold every file of a checkpoint against its sha256.
+
+    Args:
+        progress: called with ``checking``, the bytes done and all bytes.
+
+    Raises:
+        UserError: a file is missing, cut short or damaged.
+    """
     table, problem = files.manifest_problem(checkpoint)
     counter = _counter(progress, "checking", sum(int(entry["bytes"]) for entry in table.values()))
     for name in table:
