@@ -6,15 +6,20 @@
 The checkpoint is a run, one of its checkpoints, or a folder in the released Hugging Face layout.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("checkpoint", nargs="?", default="runs/demo", help="default: %(default)s")
+checkpoint = parser.parse_args().checkpoint
+
 # %% Load. No GPU, no process group.
 from megatron_pixel.api import load
 
-model = load(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+model = load(checkpoint)
 
 # %% Embeddings, one row a text: as tokens, or rendered and read as pixels.
 texts = ["the congress of the united states", "the senate and the house", "a report to the secretary"]

@@ -45,8 +45,8 @@ def to_hf(checkpoint: Opened, out: Path, options: ExportOptions, progress: Progr
         Lines that say what was written, and what is missing.
 
     Raises:
-        UserError: the checkpoint is damaged, ``out`` is there already, the checkpoint does not fit the layout, a tokenizer of another size, or a
-            disk that is full.
+        UserError: the checkpoint is damaged or does not fit the layout, ``out`` is there already, a tokenizer of
+            another size, or a disk that is full.
     """
     if out.exists():
         raise UserError(f"{out} is there already; nothing was written")

@@ -12,6 +12,7 @@ import megatron_pixel
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.loader import save_config
 from megatron_pixel.config.schema import ModelConfig, RunConfig
+from megatron_pixel.data.tokenizer import Tokenizer
 from megatron_pixel.interop.exporting import Progress
 from megatron_pixel.interop.names import SCORE, head_name, parameters
 from megatron_pixel.interop.source import TOKENIZER, Released
@@ -37,11 +38,12 @@ def from_hf(source: Released, out: Path, progress: Progress | None = None) -> tu
         The folder that was written, and lines that say what is in it.
 
     Raises:
-        UserError: the result is there already, or the disk is full.
+        UserError: the result is there already, a tokenizer of another size, or a disk that is full.
     """
     final = out / files.folder_name(0)
     if final.exists():
         raise UserError(f"{final} is there already; nothing was written")
+    _check_tokenizer(source)
     wanted = {p.name: p.shape for p in parameters(source.model, "released")}
     if head_name(source.model, SCORE) in source.shapes:
         wanted = source.shapes
@@ -78,6 +80,17 @@ def from_hf(source: Released, out: Path, progress: Progress | None = None) -> tu
     if source.tokenizer is None:
         lines.append(f"tokenizer   none: there is no {TOKENIZER} in {source.folder}")
     return final, lines
+
+
+def _check_tokenizer(source: Released) -> None:
+    if source.tokenizer is None:
+        return
+    entries = Tokenizer(source.tokenizer).vocab_size
+    if entries != source.model.vocab_size:
+        raise UserError(
+            f"{source.tokenizer} has {entries:,} entries, the model {source.model.vocab_size:,}: it is not this "
+            "model's tokenizer; take it out of the folder to import without one"
+        )
 
 
 def _save(tensor: Tensor, path: Path) -> None:

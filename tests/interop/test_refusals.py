@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.generation.model import open_model
 from megatron_pixel.interop.exporting import ExportOptions, to_hf
+from megatron_pixel.interop.importing import from_hf
 from megatron_pixel.interop.open import open_any
 from megatron_pixel.interop.source import open_released
 from tests.interop.helpers import SMALL, TEXT, full_tensors, write_canonical
@@ -126,6 +127,11 @@ def test_a_tokenizer_of_another_size(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match=message):
         _ = open_model(run, tokenizer=other).tokenizer
+    to_hf(open_any(run), tmp_path / "out", ExportOptions())
+    shutil.copyfile(other, tmp_path / "out" / "tokenizer.model")
+    with pytest.raises(UserError, match=r"tokenizer\.model has 310 entries, the model 300"):
+        from_hf(open_released(tmp_path / "out"), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 def test_a_tokenizer_that_is_not_the_run_s_is_not_taken(tmp_path: Path, tokenizer: Path) -> None:
