@@ -104,8 +104,8 @@ def main() -> None:
     """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--positions", type=int, default=512, help="prompt and continuation (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=6, help="of the model (default: %(default)s)")
-    parser.add_argument("--hidden", type=int, default=384, help="width of the model (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=4, help="of the model (default: %(default)s)")
+    parser.add_argument("--hidden", type=int, default=256, help="width of the model (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds (default: %(default)s)")
     result_file.add_json_argument(parser)
     arguments = parser.parse_args()

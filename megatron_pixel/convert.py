@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_pixel.config.errors import UserError, exit_on_user_error
+from megatron_pixel.parallel.quiet import silence_libraries
 
 DESCRIPTION = """\
 Convert checkpoints.
@@ -155,6 +156,7 @@ def main() -> None:
     """Parse, convert, show."""
     options = arguments()
     with exit_on_user_error():
+        silence_libraries()
         {"reshard": reshard, "to-hf": to_hf, "from-hf": from_hf}[options.command](options)
 
 

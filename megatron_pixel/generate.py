@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_pixel.config.errors import exit_on_user_error
+from megatron_pixel.parallel.quiet import silence_libraries
 
 DESCRIPTION = """\
 Go on from a prompt.
@@ -76,6 +77,7 @@ def main() -> None:
     """Parse, open, write."""
     options = arguments()
     with exit_on_user_error():
+        silence_libraries()
         from megatron_pixel.generation.command import generate
 
         generate(options)

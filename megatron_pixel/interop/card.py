@@ -217,7 +217,7 @@ def _rival(key: str, baselines: Line) -> str:
 
 
 def _origin(checkpoint: Opened) -> Iterator[str]:
-    if (released := checkpoint.state.get("released")) is not None:
+    if (released := checkpoint.state.get("imported")) is not None:
         origin = f"`{released['folder']}` ({released['layout']} layout, {released['dtype']})"
         yield f"The weights were imported from {origin}."
 

@@ -51,7 +51,7 @@ def to_hf(checkpoint: Opened, out: Path, options: ExportOptions, progress: Progr
     if out.exists():
         raise UserError(f"{out} is there already; nothing was written")
     wanted = _wanted(checkpoint, options.layout)
-    dtype = options.dtype or checkpoint.state.get("released", {}).get("dtype", "fp32")
+    dtype = options.dtype or checkpoint.state.get("imported", {}).get("dtype", "fp32")
     tokenizer = _tokenizer(checkpoint, options)
     if checkpoint.state:
         check_content(checkpoint.folder, progress)

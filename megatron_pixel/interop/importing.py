@@ -125,7 +125,7 @@ def _describe(source: Released, wanted: dict[str, tuple[int, ...]], folder: Path
         # Of a run's settings, a released checkpoint knows these alone.
         "config": {"model": asdict(config.model), "pair": asdict(config.pair)},
         "parameters": {name: list(shape) for name, shape in wanted.items()},
-        "released": {
+        "imported": {
             "folder": source.folder.resolve().name,
             "layout": source.described.layout,
             "dtype": source.dtype,

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ModelConfig, PairConfig
+from megatron_pixel.data.files import hash_file
 from megatron_pixel.interop.companions import find_tokenizer, recorded_rendering
 from megatron_pixel.interop.names import SCORE, head_name
 from megatron_pixel.interop.source import CONFIG, Released, is_released, open_released
@@ -106,8 +107,7 @@ def _trained(folder: Path) -> Opened:
     model = _section(ModelConfig, state.get("model") or config["model"])
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
     found_run = run if (run / "config.yaml").is_file() else None
-    told = state.get("tokenizer")
-    rendering = state.get("rendering") or state.get("released", {}).get("rendering") or {}
+    rendering = state.get("rendering") or state.get("imported", {}).get("rendering") or {}
     return Opened(
         folder,
         found_run,
@@ -117,9 +117,17 @@ def _trained(folder: Path) -> Opened:
         state.get("step"),
         state,
         _labels(state.get("labels"), source.shapes.get(head_name(model, SCORE))),
-        Path(told) if told and Path(told).is_file() else find_tokenizer(state, folder, found_run),
+        _told_tokenizer(state) or find_tokenizer(state, folder, found_run),
         rendering or recorded_rendering(state.get("data") or {}),
     )
+
+
+def _told_tokenizer(state: dict[str, Any]) -> Path | None:
+    """The file that a classifier's checkpoint names, if it is still the one that it was trained with."""
+    told, sha256 = state.get("tokenizer"), state.get("tokenizer_sha256") or ""
+    if told and Path(told).is_file() and hash_file(told).startswith(sha256):
+        return Path(told)
+    return None
 
 
 def _labels(names: list[str] | None, score: tuple[int, ...] | None) -> tuple[str, ...]:

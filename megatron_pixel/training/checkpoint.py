@@ -104,7 +104,7 @@ def restore(
         UserError: another architecture, a change of settings or of data that nobody allowed.
     """
     state = json.loads((found.folder / files.STATE).read_text(encoding="utf-8"))
-    imported = "released" in state  # a released checkpoint knows its model, but no run's settings and rows
+    imported = "imported" in state  # a released checkpoint knows its model, but no run's settings and rows
     changed = refuse_changes(state["config"], config, found.folder, sections=("model",) if imported else None)
     changed += refuse_other_data(state["data"], data, config.checkpoint.allow_changes, found.folder)
     if not changed and not imported and state["consumed"] != dict(consumed):

@@ -118,7 +118,7 @@ def test_released_names_and_shapes(exported: Path) -> None:
 
 def test_classifiers_go_out_and_come_back(tmp_path: Path) -> None:
     full = full_tensors(SMALL, labels=3)
-    write_canonical(tmp_path / "run", SMALL, full, labels=["no", "maybe", "yes"], task="a test")
+    write_canonical(tmp_path / "run", SMALL, full, labels=["no", "maybe", "yes"], task="a test", released=False)
     to_hf(open_any(tmp_path / "run"), tmp_path / "out", ExportOptions())
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["ErniePixelForSequenceClassification"]
