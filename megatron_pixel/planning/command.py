@@ -3,16 +3,16 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.loader import load_config
 from megatron_pixel.parallel.layout import check_layout
 from megatron_pixel.planning.devices import DEVICES, find_device
-from megatron_pixel.planning.fitting import nearest_fit
+from megatron_pixel.planning.fitting import nearest_fit, other_layouts
 from megatron_pixel.planning.plan import Plan
-from megatron_pixel.planning.report import report
+from megatron_pixel.planning.report import comparison, report
 from megatron_pixel.planning.setting import Setting
 from megatron_pixel.planning.speed import EFFICIENCY
 
@@ -51,9 +51,15 @@ def read_arguments(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         default=EFFICIENCY,
         help="share of the peak that matrix products reach (%(default)s)",
     )
+    parser.add_argument(
+        "--layouts",
+        type=int,
+        metavar="N",
+        help="instead of one layout, compare the N fastest that fit these devices with the same micro-batches",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there; - prints it instead")
     options, settings = parser.parse_known_args(words)
-    for name in ("devices", "nodes", "gpus"):
+    for name in ("devices", "nodes", "gpus", "layouts"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: {value} is too small; the least is 1")
@@ -82,21 +88,27 @@ def dry_run(words: Sequence[str]) -> None:
     config = load_config(options.config, settings)
     check_layout(config, options.devices)
     plan = Plan(Setting.of(config, options.devices, min(options.gpus, options.devices)), device, options.efficiency)
+    if options.layouts:
+        plans = other_layouts(config, plan)[: options.layouts]
+        text = json.dumps([other.describe() for other in plans], indent=2) + "\n"
+        _tell(options.json, text, lambda: comparison(config, plan, plans))
+        return
     nearest = None if plan.fits else nearest_fit(config, plan)
     found = plan.describe()
     if nearest is not None:
         found["nearest"] = {"settings": list(nearest.words), **nearest.plan.describe()}
     text = json.dumps(found, indent=2) + "\n"
-    if options.json == Path("-"):
+    _tell(options.json, text, lambda: report(config, plan, nearest))
+
+
+def _tell(path: Path | None, text: str, shown: Callable[[], str]) -> None:
+    """JSON to standard output alone, or what is shown and JSON to a file: whole or not at all."""
+    if path == Path("-"):
         sys.stdout.write(text)
         return
-    print(report(config, plan, nearest))
-    if options.json is not None:
-        _write(options.json, text)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    print(shown())
+    if path is None:
+        return
     part = path.with_name(f".{path.name}.writing")
     try:
         part.write_text(text, encoding="utf-8")

@@ -5,8 +5,10 @@ a send, what comes out of an all-gather. They are known exactly, and a test hold
 profiler. An operation whose group is one rank sends nothing and is left out.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megatron_pixel.data.rows import Kind
 from megatron_pixel.planning.gathering import gathered_in_a_step
@@ -43,8 +45,16 @@ def traffic(setting: Setting, pipe: int, targets: Sequence[tuple[int, int]] | No
         pipe: rank along the pipeline; others at its place there do the same.
         targets: token and patch targets of each micro-batch of the step, by default as many as there can be.
     """
+    return _full_traffic(setting, pipe) if targets is None else _traffic(setting, pipe, targets)
+
+
+@lru_cache(maxsize=1024)
+def _full_traffic(setting: Setting, pipe: int) -> list[Traffic]:
     full = setting.full_targets
-    of_batch = targets or [full[kind] for kind in setting.kinds]
+    return _traffic(setting, pipe, [full[kind] for kind in setting.kinds])
+
+
+def _traffic(setting: Setting, pipe: int, of_batch: Sequence[tuple[int, int]]) -> list[Traffic]:
     found = [
         *_gradients(setting, pipe),
         *_weights(setting, pipe),
@@ -54,7 +64,8 @@ def traffic(setting: Setting, pipe: int, targets: Sequence[tuple[int, int]] | No
             for part in _micro_batch(setting, pipe, kind, n)
         ),
         *_norms(setting, pipe),
-        *LOOP,
+        *_comparisons(setting),
+        *_loop(setting),
     ]
     return [part for part in _joined(found) if part.bytes and group_size(setting, part.group) > 1]
 
@@ -97,13 +108,13 @@ def _gradients(setting: Setting, pipe: int) -> Iterator[Traffic]:
         # Parameters without a gradient in this step stay out.
         tokens, patches = any(map(has_tokens, setting.kinds)), any(map(has_patches, setting.kinds))
         yield Traffic("gradients", "all_reduce", "data", wire * _used(setting, held, tokens, patches))
-    for kind in setting.kinds if stage > 1 else ():
+    for kind, times in Counter(setting.kinds).items() if stage > 1 else ():
         if stage == 2:
             used = _used(setting, held, has_tokens(kind), has_patches(kind))
-            yield Traffic("gradients", "all_reduce", "data", wire * used)
+            yield Traffic("gradients", "all_reduce", "data", times * wire * used, times)
         else:
             values = setting.data * sum(partition_size(parameter, setting) for parameter in held)
-            yield Traffic("gradients", "reduce_scatter", "data", wire * values)
+            yield Traffic("gradients", "reduce_scatter", "data", times * wire * values, times)
 
 
 def _weights(setting: Setting, pipe: int) -> Iterator[Traffic]:
@@ -173,6 +184,11 @@ def _norms(setting: Setting, pipe: int) -> Iterator[Traffic]:
         yield Traffic("control", "broadcast", "pipeline", 2 * 4)
 
 
+def _comparisons(setting: Setting) -> Iterator[Traffic]:
+    if setting.zero.stage == 3:
+        yield Traffic("control", "broadcast", "world", 8 * gathered_in_a_step(setting).compared)
+
+
 def norm_groups(setting: Setting, pipe: int) -> list[int]:
     """For each group of parameters, into how many DeepSpeed cuts it: ZeRO 3 takes so many values at a time."""
     found = []
@@ -186,13 +202,21 @@ def norm_groups(setting: Setting, pipe: int) -> list[int]:
     return found
 
 
-LOOP = (
-    Traffic("control", "all_reduce", "data", 4 * 8),
-    Traffic("control", "all_reduce", "data", 64),
-    Traffic("control", "all_reduce", "pipeline", 64),
-    Traffic("control", "all_reduce", "world", 8),
-)
-"""The loop's own: targets of the step; losses; a signal to stop."""
+def _loop(setting: Setting) -> Iterator[Traffic]:
+    """The loop's own: targets of the step; losses, gradient norms by stage, figures of all ranks; a signal to stop."""
+    yield Traffic("control", "all_reduce", "data", 4 * 8)
+    blocks = -(-setting.model.layers // max(1, -(-setting.model.layers // LAYER_BLOCKS)))
+    losses = 2 * (LOSSES + setting.losses_by_source)
+    yield Traffic("control", "all_reduce", "world", 8 * (losses + STAGES + blocks + FIGURES * setting.devices))
+    yield Traffic("control", "all_reduce", "world", 8)
+
+
+LOSSES = 4
+"""Kinds of loss, each a sum and a count."""
+STAGES, LAYER_BLOCKS = 5, 6
+"""Stages besides decoder layers whose gradient norm is told, and the most blocks of layers."""
+FIGURES = 8
+"""Figures of each rank."""
 
 
 def _used(setting: Setting, held: list[Parameter], tokens: bool, patches: bool) -> int:

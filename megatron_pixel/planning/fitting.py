@@ -42,7 +42,16 @@ def nearest_fit(config: RunConfig, plan: Plan) -> Nearest | None:
     return best
 
 
-def _candidates(config: RunConfig, setting: Setting) -> Iterator[dict[str, str]]:
+def other_layouts(config: RunConfig, plan: Plan) -> list[Plan]:
+    """Layouts of the same devices and micro-batches that fit, the fastest first."""
+    found = [plan]
+    for words in _candidates(config, plan.setting, smaller_batches=False):
+        other = _plan(config, words, plan)
+        found += [] if other is None else [other]
+    return sorted((other for other in found if other.fits), key=lambda other: other.speed.seconds)
+
+
+def _candidates(config: RunConfig, setting: Setting, smaller_batches: bool = True) -> Iterator[dict[str, str]]:
     """Changed settings, by name."""
     rows = config.training.micro_batch_rows
     now = {
@@ -52,11 +61,12 @@ def _candidates(config: RunConfig, setting: Setting) -> Iterator[dict[str, str]]
         "parallel.activation_checkpointing": config.parallel.activation_checkpointing,
         "training.micro_batch_rows": str(rows),
     }
-    smaller = [rows // part for part in (1, 2, 4, 8, 16, 32) if rows % part == 0]
+    parts = (1, 2, 4, 8, 16, 32) if smaller_batches else (1,)
+    smaller = [rows // part for part in parts if rows % part == 0]
     for tensor in (size for size in SIZES if size <= min(setting.node, setting.devices)):
         for pipeline in (size for size in SIZES if size * tensor <= setting.devices):
-            for file in [config.deepspeed_config, *(f"ds_configs/{name}.json" for name in FILES)]:
-                for layers in {config.parallel.activation_checkpointing, "all"}:
+            for file in dict.fromkeys([config.deepspeed_config, *(f"ds_configs/{name}.json" for name in FILES)]):
+                for layers in dict.fromkeys([config.parallel.activation_checkpointing, "all"]):
                     for micro in smaller:
                         values = (str(tensor), str(pipeline), file, layers, str(micro))
                         words = dict(zip(now, values, strict=True))

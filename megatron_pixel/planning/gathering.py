@@ -7,9 +7,10 @@ forget what it knew: it then spends one pass without looking ahead and another o
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from megatron_pixel.data.rows import Kind
 from megatron_pixel.planning.parameters import Parameter
@@ -30,6 +31,8 @@ class Gathered:
     messages: int
     most: int
     """Values that are whole at a time, at the most."""
+    compared: int
+    """Numbers that ranks compare while they learn an order of modules."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,18 @@ class Event:
 
     module: str
     wanted: bool
-    forward: bool
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def gathered_in_a_step(setting: Setting) -> Gathered:
     """Of a model without a pipeline, at ZeRO 3."""
+    if setting.data == 1:
+        return Gathered(0, 0, sum(p.share(setting.tensor) for p in setting.parameters), 0)
     coordinator = _Coordinator(setting)
-    passes = {kind: list(_events(setting, kind)) for kind in set(setting.kinds)}
-    found = Gathered(0, 0, 0)
+    passes = {kind: list(_events(setting, kind)) for kind in dict.fromkeys(setting.kinds)}
+    found = Gathered(0, 0, 0, 0)
     for _ in range(STEPS):
-        found, before = coordinator.step([passes[kind] for kind in setting.kinds]), found
+        found, before = coordinator.step(setting.kinds, passes), found
         if found == before:
             break
     return found
@@ -56,32 +60,34 @@ def gathered_in_a_step(setting: Setting) -> Gathered:
 
 def _events(setting: Setting, kind: Kind) -> Iterator[Event]:
     """A forward and a backward pass, in the order in which DeepSpeed's hooks are called."""
-    embedders = [["0.tokens"], ["0.patches.projection", "0.patches.norm"]]
-    first = [module for part in (embedders if kind == Kind.TEXT else embedders[::-1]) for module in part]
     last = setting.model.layers + 1
+    token, patch = ["0.tokens"], ["0.patches.projection", "0.patches.norm"]
     tail = [f"{last}.norm", f"{last + 1}.heads.token.linear", f"{last + 1}.heads.patch.linear"]
-    for module in [*first, *(m for i in range(1, last) for m in _layer(i)), *tail]:
-        yield Event(module, True, True)
-        yield Event(module, False, True)
-    yield from _backward(tail[::-1])
+    for part in (token, patch) if kind == Kind.TEXT else (patch, token):
+        if part is patch:
+            yield Event("0.patches", True)
+        yield from _one_by_one(part)
+        if part is patch:
+            yield Event("0.patches", False)
+    yield from _one_by_one([*(module for i in range(1, last) for module in _layer(i)), *tail])
+    yield from _one_by_one(tail[::-1])
     for i in range(last - 1, 0, -1):
         modules = _layer(i)
         if i in setting.recompute:
             # The backward pass of the last matrix finds that its input is missing: the layer runs forward again, as far
             # as this matrix, whose forward pass is then broken off.
-            yield Event(modules[-1], True, False)
-            for module in modules:
-                yield Event(module, True, True)
-                if module != modules[-1]:
-                    yield Event(module, False, True)
-            yield Event(modules[-1], False, False)
+            yield Event(modules[-1], True)
+            yield from _one_by_one(modules[:-1])
+            yield Event(modules[-1], True)
+            yield Event(modules[-1], False)
             modules = modules[:-1]
-        yield from _backward(modules[::-1])
+        yield from _one_by_one(modules[::-1])
     # Inputs of the embedders have no gradient, so no hook tells that these are done.
-    for module in first[::-1]:
-        yield Event(module, True, False)
-        if module == "0.patches.norm":
-            yield Event(module, False, False)
+    for part in (patch, token) if kind == Kind.TEXT else (token, patch):
+        if part is patch:
+            yield Event("0.patches", True)
+            yield from _one_by_one(["0.patches.norm"])
+        yield Event(part[0], True)
 
 
 def _layer(i: int) -> list[str]:
@@ -90,10 +96,15 @@ def _layer(i: int) -> list[str]:
     return [f"{i}.layer.{name}" for name in (*names, "mlp.linear_fc1", "mlp.linear_fc2")]
 
 
-def _backward(modules: Sequence[str]) -> Iterator[Event]:
+def _one_by_one(modules: Sequence[str]) -> Iterator[Event]:
     for module in modules:
-        yield Event(module, True, False)
-        yield Event(module, False, False)
+        yield Event(module, True)
+        yield Event(module, False)
+
+
+def _modules(setting: Setting) -> int:
+    """Modules that a pass goes through forward and backward, those without parameters of their own included."""
+    return 28 + 31 * setting.model.layers + 15 * len(setting.recompute)
 
 
 class _Coordinator:
@@ -108,44 +119,82 @@ class _Coordinator:
         self._owned: dict[str, list[Parameter]] = {}
         for parameter in setting.parameters:
             self._owned.setdefault(parameter.module, []).append(parameter)
+        # The embedder looks at this weight's dtype, which DeepSpeed takes for a use.
+        self._owned["0.patches"] = self._owned["0.patches.projection"][:1]
+        self._modules = _modules(setting)
         self._knows = UNKNOWN
         self._order: list[str] = []
         self._queue: deque[tuple[Parameter, int]] = deque()
         self._available: set[Parameter] = set()
         self._in_use: dict[Parameter, set[str]] = {p: set() for p in self._sizes}
         self._place = 0
-        self._live = 0
+        self._live = self._whole = 0
         self._seen: dict[Parameter, int] = {}
         self._unused: set[Parameter] = set()
         # DeepSpeed remembers its answers for good, also when it forgets the order that they rest on.
         self._answers: dict[tuple[str, int], frozenset[Parameter]] = {}
-        self._values = self._messages = self._most = 0
+        self._known_passes: dict[Any, Any] = {}
+        self._values = self._messages = self._most = self._compared = 0
 
-    def step(self, passes: Sequence[Sequence[Event]]) -> Gathered:
+    def step(self, kinds: Sequence[Kind], passes: Mapping[Kind, Sequence[Event]]) -> Gathered:
         """The micro-batches of a step, then the optimizer."""
-        self._values = self._messages = self._most = 0
-        for events in passes:
-            self._begin()
-            for event in events:
-                if event.wanted:
-                    self._want(event.module)
-                else:
-                    self._done_with(event.module)
-            for parameter in self._sizes:
-                # What no hook has released.
-                self._in_use[parameter].clear()
-            for parameter in self._available - self._persistent - self._unused:
-                if parameter.stage == 0:
-                    self._release(parameter)
+        self._values = self._messages = self._most = self._compared = 0
+        for kind in kinds:
+            self._pass(kind, passes[kind])
         self._available.clear()
+        self._whole = 0
         self._unused.clear()
         self._gather(sorted(self._persistent, key=lambda p: p.name), count=False)
-        return Gathered(self._values, self._messages, self._most)
+        return Gathered(self._values, self._messages, self._most, self._compared)
+
+    def _pass(self, kind: Kind, events: Sequence[Event]) -> None:
+        """A micro-batch; one that begins as another one of its kind has begun goes on like it."""
+        answers = len(self._answers)
+        key = kind, answers, self._state()
+        if key not in self._known_passes:
+            before = self._values, self._messages, self._compared
+            most, self._most = self._most, 0
+            self._go_through(events)
+            counts = tuple(b - a for a, b in zip(before, (self._values, self._messages, self._compared), strict=True))
+            if len(self._answers) == answers:
+                self._known_passes[key] = *counts, self._most, self._state(), self._whole
+            self._most = max(most, self._most)
+            return
+        values, messages, compared, most, state, self._whole = self._known_passes[key]
+        self._values += values
+        self._messages += messages
+        self._compared += compared
+        self._most = max(self._most, most)
+        self._knows, self._order = state[0], list(state[1])
+        self._available, self._unused = set(state[2]), set(state[3])
+
+    def _state(self) -> tuple[int, tuple[str, ...], frozenset[Parameter], frozenset[Parameter]]:
+        """What a pass leaves to the next one."""
+        return self._knows, tuple(self._order), frozenset(self._available), frozenset(self._unused)
+
+    def _go_through(self, events: Sequence[Event]) -> None:
+        self._begin()
+        for event in events:
+            if event.wanted:
+                self._want(event.module)
+            else:
+                self._done_with(event.module)
+        for parameter in self._sizes:
+            # What no hook has released.
+            self._in_use[parameter].clear()
+        for parameter in self._available - self._persistent - self._unused:
+            if parameter.stage == 0:
+                self._release(parameter)
 
     def _begin(self) -> None:
         for parameter in list(self._unused):
             self._release(parameter)
         self._unused.clear()
+        if self._knows == UNKNOWN:
+            self._compared += 1
+        if self._knows == LEARNING:
+            used = sum(len(self._owned[module]) for module in self._order)
+            self._compared += (1 + self._modules) + 2 * (1 + used)
         if self._knows != KNOWN:
             self._knows += 1
             if self._knows == LEARNING:
@@ -212,6 +261,7 @@ class _Coordinator:
     def _release(self, parameter: Parameter) -> None:
         if parameter in self._available and not self._in_use[parameter]:
             self._available.discard(parameter)
+            self._whole -= self._sizes[parameter]
             self._live -= self._sizes[parameter]
 
     def _gather(self, wanted: Sequence[Parameter], count: bool = True) -> None:
@@ -220,6 +270,7 @@ class _Coordinator:
         self._values += sum(self._padded[p] for p in wanted)
         self._messages += 1
         self._available.update(wanted)
-        if count:
-            self._live += sum(self._sizes[p] for p in wanted)
-        self._most = max(self._most, sum(self._sizes[p] for p in self._available))
+        values = sum(self._sizes[p] for p in wanted)
+        self._live += values if count else 0
+        self._whole += values
+        self._most = max(self._most, self._whole)

@@ -9,7 +9,7 @@ from functools import cached_property
 from math import prod
 
 from megatron_pixel.config.schema import ModelConfig
-from megatron_pixel.parallel.sharding import split_of
+from megatron_pixel.parallel.sharding import Split, split_of
 
 PATCHES_ONLY = (".patches.", ".heads.patch.")
 """Parts of the names of parameters that rows without patches leave alone."""
@@ -17,9 +17,9 @@ TOKENS_ONLY = (".tokens.", ".heads.token.")
 """Likewise, rows without tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parameter:
-    """One parameter of the whole model."""
+    """One parameter of the whole model; compared by identity, as plans look them up often."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,7 +41,11 @@ class Parameter:
 
     def share(self, tensor: int) -> int:
         """Values on each of ``tensor`` tensor-parallel ranks."""
-        return prod(split_of(self.name).local_shape(self.shape, tensor))
+        return prod(self._split.local_shape(self.shape, tensor))
+
+    @cached_property
+    def _split(self) -> Split:
+        return split_of(self.name)
 
     def used_by(self, tokens: bool, patches: bool) -> bool:
         """Whether rows that hold tokens, or patches, or both, give it a gradient."""

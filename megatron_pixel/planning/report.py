@@ -13,15 +13,15 @@ from megatron_pixel.planning.speed import bubble
 
 GB = 1e9
 SENT = {
-    "gradients": "gradients, summed over data-parallel ranks",
-    "weights": "weights, gathered from data-parallel ranks",
-    "tensor": "hidden states and their gradients between tensor-parallel ranks",
-    "loss": "cross entropy over the split vocabulary",
-    "pipeline": "hidden states, gradients and positions between pipeline ranks",
+    "gradients": "gradients, data-parallel",
+    "weights": "weights, data-parallel",
+    "tensor": "hidden states, tensor-parallel",
+    "loss": "cross entropy, tensor-parallel",
+    "pipeline": "hidden states, pipeline",
     "control": "counts, norms, losses, flags",
 }
 """Kinds of traffic in words."""
-SHOWN = 8
+SHOWN = 6
 """Pipeline ranks in a table; of more, those in the middle are left out where they are alike."""
 
 
@@ -54,7 +54,31 @@ def verdict(plan: Plan, nearest: Nearest | None) -> str:
     )
 
 
-def _head(config: RunConfig, plan: Plan) -> str:
+def comparison(config: RunConfig, plan: Plan, plans: Sequence[Plan]) -> str:
+    """A line for each of some layouts of the same devices."""
+    rows = [
+        ["tensor", "pipeline", "data", "ZeRO", "recomputed", "GB a device", "GB sent", "bubble", "s a step", "rows/s"]
+    ]
+    for other in plans:
+        setting = other.setting
+        sent = max(sum(other.sent(pipe).values()) for pipe in range(setting.pipeline))
+        rows.append(
+            [
+                *map(str, (setting.tensor, setting.pipeline, setting.data)),
+                f"{setting.zero.stage}" + (" offload" if setting.zero.offload else ""),
+                f"{len(setting.recompute)} layers" if setting.recompute else "-",
+                f"{other.most / GB:.1f}",
+                f"{sent / GB:.1f}",
+                f"{bubble(setting):.1%}",
+                f"{other.speed.seconds:.2f}",
+                f"{other.speed.rows_per_second:,.0f}",
+            ]
+        )
+    found = _table(rows) if plans else "  none fits: take more devices, or smaller micro-batches"
+    return f"{_head(config, plan, layout=False)}\n\n{found}"
+
+
+def _head(config: RunConfig, plan: Plan, layout: bool = True) -> str:
     setting, model = plan.setting, config.model
     nodes = -(-setting.devices // setting.node)
     where = (
@@ -75,6 +99,9 @@ def _head(config: RunConfig, plan: Plan) -> str:
         "batch": f"{sum(rows.values()):,} rows a step ({shares}), micro-batches of {setting.rows}, "
         f"{len(setting.kinds)} accumulated",
     }
+    if not layout:
+        del lines["layout"]
+        lines["batch"] = f"{sum(rows.values()):,} rows a step ({shares}), micro-batches of {setting.rows}"
     head = f"megatron_pixel {megatron_pixel.__version__}  dry run of {config.run.dir}"
     return "\n".join([head, *(f"  {name:<9} {text}" for name, text in lines.items())])
 
@@ -114,15 +141,13 @@ def _memory(plan: Plan) -> str:
 def _traffic(plan: Plan) -> str:
     sent = [plan.sent(pipe) for pipe in range(plan.setting.pipeline)]
     shown = _places(plan.setting.pipeline)
-    head = ["GB a step and device"] if len(shown) == 1 else [f"rank {pipe}" for pipe in shown]
-    rows = [["", *head]]
+    rows = [["", *(["GB"] if len(shown) == 1 else [f"rank {pipe}" for pipe in shown])]]
     for kind in KINDS:
         if any(values[kind] for values in sent):
             rows.append([SENT[kind], *(_gigabytes(sent[pipe][kind]) for pipe in shown)])
     rows.append(["all", *(_gigabytes(sum(sent[pipe].values())) for pipe in shown)])
-    return (
-        "Communication, " + ("" if len(shown) == 1 else "GB a step and device, by pipeline rank") + "\n" + _table(rows)
-    )
+    title = "Communication of a step, GB a device" + (", by pipeline rank" if len(shown) > 1 else "")
+    return f"{title}\n{_table(rows)}"
 
 
 def _speed(plan: Plan) -> str:
@@ -157,7 +182,7 @@ def _speed(plan: Plan) -> str:
 
 
 def _gigabytes(count: int) -> str:
-    return f"{count / GB:,.3f}" if count >= 5e5 or not count else f"{count:,} B"
+    return f"{count / GB:,.3f}" if count >= 5e5 else f"{count:,} B" if count else "-"
 
 
 def _span(first: int, last: int) -> str:
@@ -196,4 +221,4 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.removesuffix(" B").replace(",", "").replace(".", "").isdigit()
+    return text == "-" or text.removesuffix(" B").replace(",", "").replace(".", "").isdigit()

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from megatron_pixel.config.layers import parse_layers
+from megatron_pixel.config.mixture import parse_mixture
 from megatron_pixel.config.schema import ModelConfig, PairConfig, RunConfig
 from megatron_pixel.data.mixture import Mixture
 from megatron_pixel.data.rows import Kind
@@ -59,9 +60,9 @@ class Zero:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
-    """A run in a layout."""
+    """A run in a layout; compared by identity, so that what follows from it can be kept."""
 
     model: ModelConfig
     pair: PairConfig
@@ -83,6 +84,8 @@ class Setting:
     recompute: frozenset[int]
     """Decoder layers that compute their activations again."""
     sequence_parallel: bool
+    losses_by_source: int
+    """Losses that are told source by source: those of kinds of several sources."""
     end_patch: bool
     """Whether the last patch of a segment is a target."""
 
@@ -113,6 +116,7 @@ class Setting:
             rows=training.micro_batch_rows,
             recompute=parse_layers(parallel.activation_checkpointing, config.model.layers),
             sequence_parallel="sequence_parallel" in parallel.experimental,
+            losses_by_source=_losses_by_source(config),
             end_patch=config.loss.end_patch,
         )
 
@@ -175,6 +179,14 @@ class Setting:
             Kind.PIXEL: (0, self.rows * (s - 1 - end)),
             Kind.PAIR: (self.rows * (self.pair.tokens - 1), self.rows * (self.pair.patches - 1 - end)),
         }
+
+
+def _losses_by_source(config: RunConfig) -> int:
+    data = config.data
+    if data.synthetic:
+        return 0
+    parts = zip((data.text, data.pixels, data.pairs), parse_mixture(data.mixture), (1, 1, 2), strict=True)
+    return sum(losses * len(sources) for sources, rows, losses in parts if rows and len(sources) > 1)
 
 
 def has_tokens(kind: Kind) -> bool:

@@ -5,14 +5,14 @@
     micro-batch = products / (efficiency x peak) + other / bandwidth + tensor-parallel sums     on the slowest stage
     pipeline    = (m + p - 1) x micro-batch + sends              m micro-batches, p pipeline ranks
     optimizer   = 28 bytes a value of the rank's partition / bandwidth
-    gradients   = ring(bytes), at ZeRO 2 and 3 behind the backward pass as far as that lasts
-    weights     = ring(bytes), at ZeRO 3 behind computing as far as that lasts
+    gradients   = ring(bytes), at ZeRO 2 and 3 up to HIDDEN of it behind the backward pass, as far as that lasts
+    weights     = ring(bytes), at ZeRO 3 likewise, behind computing
     step        = pipeline + what of gradients and weights is not hidden + optimizer
     ring        = factor x bytes x (n - 1) / n / rate + messages x latency,   factor 2 for an all-reduce, else 1
 
 ``products`` counts matrix products, recomputed ones included; ``other`` the memory traffic of all other operations:
 each byte that is kept for the backward pass is taken to be moved ``TRAFFIC`` times. The rate of a ring is the device's
-link inside a node; between nodes its network, times the ranks of the group on a node, as they share their node's adapters.
+link inside a node; between nodes its network, times the ranks of the group on a node, as they share adapters.
 """
 
 from collections.abc import Iterable
@@ -25,10 +25,10 @@ from megatron_pixel.planning.devices import Device
 from megatron_pixel.planning.memory import optimizer_bytes
 from megatron_pixel.planning.setting import Setting, Targets, has_patches, has_tokens
 
-EFFICIENCY = 0.7
+EFFICIENCY = 0.6
 """Share of the peak that large matrix products reach. Assumed."""
-TRAFFIC = 6.0
-"""How often a byte kept for the backward pass is moved: written and read twice forward, as much backward. Assumed."""
+TRAFFIC = 8.0
+"""How often a byte kept for the backward pass is moved: written once and read a few times in both passes. Assumed."""
 LATENCY = {"node": 10e-6, "network": 25e-6}
 """Seconds of an operation of no size. Assumed."""
 
@@ -101,6 +101,8 @@ def speed(setting: Setting, device: Device, efficiency: float = EFFICIENCY) -> S
 
 HOST_BANDWIDTH = 25e9
 """Bytes a second of the host's memory for each device, and of the way there. Assumed."""
+HIDDEN = 0.75
+"""The most of a communication that computing hides: it begins late, ends late, and both want the memory. Assumed."""
 
 
 def bubble(setting: Setting) -> float:
@@ -169,6 +171,11 @@ def _exposed(setting: Setting, pipe: int, device: Device, compute: float) -> flo
     gradients = ring_seconds(setting, device, (part for part in parts if part.kind == "gradients"))
     weights = ring_seconds(setting, device, (part for part in parts if part.kind == "weights"))
     if setting.zero.stage == 3:
-        return max(0.0, gradients + weights - compute) if setting.zero.overlap else gradients + weights
-    hidden = 2 / 3 * compute if setting.zero.stage == 2 and setting.zero.overlap else 0.0
-    return max(0.0, gradients - hidden) + weights
+        return _not_hidden(gradients + weights, compute) if setting.zero.overlap else gradients + weights
+    if setting.zero.stage == 2 and setting.zero.overlap:
+        return _not_hidden(gradients, 2 / 3 * compute) + weights
+    return gradients + weights
+
+
+def _not_hidden(seconds: float, compute: float) -> float:
+    return max(seconds - compute, (1 - HIDDEN) * seconds)

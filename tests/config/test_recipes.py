@@ -13,9 +13,16 @@ def rows(config: RunConfig) -> tuple[int, int, int]:
     return rows_per_kind(parse_mixture(config.data.mixture), config.training.global_batch_rows)
 
 
-def test_the_twelve_recipes_are_there() -> None:
+def test_the_twelve_recipes_are_there_and_a_large_one() -> None:
     expected = {f"{system}{size}.yaml" for system in SYSTEMS for size in ("", "-tiny", "-debug")}
-    assert {path.name for path in RECIPES.glob("*.yaml")} == expected
+    assert {path.name for path in RECIPES.glob("*.yaml")} == expected | {"dualgpt-7b.yaml"}
+
+
+def test_the_large_recipe_changes_the_shape_and_its_optimizer_only() -> None:
+    config = load_config(RECIPES / "dualgpt-7b.yaml")
+    changed = diff(load_config(RECIPES / "dualgpt.yaml"), config)
+    assert {key.partition(".")[0] for key in changed} == {"run", "model", "parallel", "optimizer"}
+    assert rows(config) == (4096, 4096, 2048)
 
 
 @pytest.mark.parametrize("size", ["", "-tiny", "-debug"])

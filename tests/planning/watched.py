@@ -40,8 +40,6 @@ RECORDS = {
     "c10d::send": "send",
 }
 """Names of the profiler's records, and what the plan calls them."""
-BYTES = {"float": 4, "double": 8, "long int": 8, "int": 4, "c10::BFloat16": 2, "unsigned char": 1}
-"""By the profiler's names of types."""
 MARK, STEP = "group of ", "all micro-batches"
 
 
@@ -77,35 +75,40 @@ def watch(case: Case, folder: Path, here: Mesh) -> Watched:
             counts = batch.count_targets(config.loss.end_patch)
             found.kinds.append(batch.kind)
             found.targets.append((counts.tokens, counts.patches))
-        with ExitStack() as stack:
-            stack.enter_context(marked_groups())
-            stack.enter_context(gradients_of(trainer, len(batches), found))
-            stack.enter_context(marked_step(trainer))
-            stack.enter_context(saved_by(trainer, found))
-            record = stack.enter_context(profile(activities=[ProfilerActivity.CPU], record_shapes=True))
-            result = original(trainer, number, batches)
-        found.sent, found.around = sent(record)
+        stack.enter_context(marked_groups())
+        stack.enter_context(gradients_of(trainer, len(batches), found))
+        stack.enter_context(marked_step(trainer))
+        stack.enter_context(saved_by(trainer, found))
+        records.append(stack.enter_context(profile(activities=[ProfilerActivity.CPU], record_shapes=True)))
+        result = original(trainer, number, batches)
         found.weights, found.optimizer = held(trainer.engine)
         return result
 
+    stack, records = ExitStack(), []
     with Run(config, here) as run:
         run._save = lambda step: None  # type: ignore[method-assign]
+        # What ends a step for the loop: the ranks have agreed whether to stop.
+        run._record = lambda record, last: stack.close()  # type: ignore[method-assign]
         Trainer.step = step  # type: ignore[method-assign]
         try:
             run.train()
         finally:
             Trainer.step = original  # type: ignore[method-assign]
+    found.sent, found.around = sent(records[0])
     return found
 
 
 @contextmanager
 def marked_groups() -> Iterator[None]:
-    """The records of the profiler do not tell the group of an operation: an event around each does."""
+    """The profiler's records of c10d tell neither the group of an operation nor a dtype: an event around each does."""
     originals = {name: vars(ProcessGroup)[name] for name in METHODS}
 
     def marked(name: str) -> Callable[..., Any]:
         def call(group: Any, *arguments: Any, **options: Any) -> Any:
-            with record_function(f"{MARK}{group.size()}"):
+            tensors = arguments[0] if arguments else []
+            first = tensors[0] if isinstance(tensors, list) else tensors
+            width = first.element_size() if isinstance(first, torch.Tensor) else 0
+            with record_function(f"{MARK}{group.size()} {width}"):
                 return originals[name].__get__(group)(*arguments, **options)
 
         return call
@@ -139,28 +142,24 @@ def marked_step(trainer: Trainer) -> Iterator[None]:
 def sent(record: profile) -> tuple[Sent, Sent]:
     """Bytes of the profiler's records of c10d: of the model and the engine, and of the loop.
 
-    Its own records tell shape and group, those of the backend that follow them tell the dtype.
+    They tell operation and shape; group and width of a value come from the event around them.
     """
     events = sorted(record.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    marks = [(span(event), int(event.name().removeprefix(MARK))) for event in events if event.name().startswith(MARK)]
+    marks = [(span(event), *map(int, event.name().split()[2:])) for event in events if event.name().startswith(MARK)]
     (steps,) = (span(event) for event in events if event.name() == STEP)
-    backend: dict[str, Iterator[Any]] = {
-        name: iter([event for event in events if event.name() == f"gloo:{name}"]) for name in RECORDS.values()
-    }
     inside: Sent = Counter()
     around: Sent = Counter()
     for event in events:
         if event.name() not in RECORDS:
             continue
-        operation = RECORDS[event.name()]
-        shapes, dtype = event.structured_input_shapes(), next(backend[operation]).dtypes()[0]
-        tensors = shapes[0] if shapes[0] and isinstance(shapes[0][0], list) else [shapes[0]]
+        shapes, begin = event.structured_input_shapes(), event.start_ns()
         if event.name() == "c10d::_reduce_scatter_base_":
-            tensors = [shapes[1]]
-        (size,) = (size for (begin, end), size in marks if begin <= event.start_ns() <= end)
-        if size > 1:
-            place = inside if steps[0] <= event.start_ns() <= steps[1] else around
-            place[operation, size] += sum(math.prod(shape) for shape in tensors) * BYTES[dtype]
+            shapes = shapes[1:]
+        tensors = shapes[0] if shapes[0] and isinstance(shapes[0][0], list) else [shapes[0]]
+        ((ranks, width),) = [(ranks, width) for (first, last), ranks, width in marks if first <= begin <= last]
+        if ranks > 1:
+            place = inside if steps[0] <= begin <= steps[1] else around
+            place[RECORDS[event.name()], ranks] += sum(math.prod(shape) for shape in tensors) * width
     return inside, around
 
 
