@@ -89,6 +89,11 @@ def pretraining(system: str, rows: int, folder: Path, sources: dict[str, list[st
     ]
 
 
+def is_trained(run: Path, steps: int) -> bool:
+    """Whether a run has the checkpoint of its last step."""
+    return (run / "checkpoints" / f"step-{steps:08d}" / "manifest.json").is_file()
+
+
 def side_by_side(commands: Sequence[list[str]], logs: Sequence[Path], jobs: int) -> None:
     """Run commands, a few at a time with a share of the cores each; stop where one fails."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -166,8 +171,9 @@ def main() -> None:
     print(f"\n== Pretraining: {arguments.rows:,} rows for each system", flush=True)
     folder = arguments.run / f"rows-{arguments.rows}"
     folder.mkdir(parents=True, exist_ok=True)
-    commands = [pretraining(system, arguments.rows, folder / system, sources) for system in SYSTEMS]
-    side_by_side(commands, [folder / f"{system}.log" for system in SYSTEMS], arguments.jobs)
+    left = [system for system in SYSTEMS if not is_trained(folder / system, arguments.rows // ROWS_A_STEP[system])]
+    commands = [pretraining(system, arguments.rows, folder / system, sources) for system in left]
+    side_by_side(commands, [folder / f"{system}.log" for system in left], arguments.jobs)
 
     points = grid(folder, arguments.run / "ratings", tokenizer, arguments.seeds)
     finetuned = folder / "finetuned"

@@ -47,7 +47,7 @@ modality, rendering). Writes --output as JSON."""
 CORPUS = """\
 Reads documents of any held-out corpus with a pretrained model: bits per character and perplexity for modality text,
 normalized patch error beside baselines for modality pixel. Takes the settings of finetune.py (checkpoint, rendering,
-input.tokenizer). Texts are cut at the length of a row, and every row begins without context. Writes --output as JSON."""
+input.tokenizer). Texts are cut at the length of a row, and every row begins without context."""
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:

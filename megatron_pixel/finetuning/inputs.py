@@ -86,13 +86,12 @@ def open_inputs(config: FinetuningConfig, start: Start) -> Inputs:
 
 def _rendering(config: FinetuningConfig, start: Start, patches: int) -> RenderingConfig:
     """The start's own settings, and over them those that are given."""
-    defaults = {"font_size": None, **start.rendering} if start.rendering else {}
-    rendering = effective_config(defaults, config.rendering)
     if config.rendering.patch_size not in (None, start.model.patch_size):
         raise UserError(
             f"rendering.patch_size: {config.rendering.patch_size}, and the model reads patches of "
             f"{start.model.patch_size}"
         )
+    rendering = effective_config(start.rendering, replace(config.rendering, patch_size=None))
     if start.model.num_channels == 1 and rendering.mode == "rgb":
         if config.rendering.mode == "rgb":
             raise UserError(

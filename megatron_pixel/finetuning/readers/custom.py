@@ -37,9 +37,10 @@ def read(config: ExamplesConfig) -> "tuple[Task, TaskData]":
     def split(name: str, files: Sequence[Path]) -> Examples:
         return collect(name, _records(files), columns, label, config.empty)
 
+    train = split("train", train_files)
     names = ["validation"] if len(evaluation_files) == 1 else [path.name.partition(".")[0] for path in evaluation_files]
     evaluation = [split(name, [path]) for name, path in zip(names, evaluation_files, strict=True)]
-    return task, TaskData(split("train", train_files), evaluation, [], classes)
+    return task, TaskData(train, evaluation, [], classes)
 
 
 def _files(config: ExamplesConfig, split: str) -> list[Path]:
