@@ -93,17 +93,6 @@ class PixelModel:
         with torch.no_grad():
             return self._model.decoder.head(head, self._hidden(text, modality)).cpu()
 
-    def classify(self, text: str, modality: Modality = "text") -> dict[str, float]:
-        """Probability of each label, or the value where there is one label alone.
-
-        Raises:
-            UserError: the checkpoint is no classifier.
-        """
-        with torch.no_grad():
-            scores = self._model.decoder.head("score", self._hidden(text, modality)[-1])
-        values = scores if len(scores) == 1 else scores.softmax(-1)
-        return dict(zip(self._model.checkpoint.labels, values.tolist(), strict=True))
-
     def generate(
         self, text: str, max_tokens: int | None = None, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> str:

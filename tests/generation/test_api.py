@@ -51,7 +51,7 @@ def test_a_released_folder_opens_as_a_run_does(run: Path, exported: Path) -> Non
     [
         (lambda m: m.embed(["the congress " * 30]), "the text has .* positions; the model reads 32: shorten it"),
         (lambda m: m.embed(["the congress " * 30], "pixel"), "does not fit on a page of 32 patches"),
-        (lambda m: m.classify("the"), "this model has no score head; it has token, patch"),
+        (lambda m: m.parts.decoder.head("score", torch.zeros(32)), "this model has no score head; it has token, patch"),
     ],
 )
 def test_what_cannot_be(call: object, message: str, run: Path) -> None:
