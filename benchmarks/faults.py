@@ -45,8 +45,8 @@ from megatron_pixel.training.metrics import METRICS_FILE
 
 RECIPE = "megatron_pixel/config/recipes/dualgpt-debug.yaml"
 SETTINGS = """
-    --training.steps=40 --training.global_batch_rows=30 --model.layers=2 --checkpoint.every=4 --checkpoint.keep=2
-    --evaluation.every=20 --evaluation.rows=4 --logging.pages=0 --logging.progress_every=100
+    --training.steps=24 --training.global_batch_rows=30 --model.layers=2 --checkpoint.every=4 --checkpoint.keep=2
+    --evaluation.every=12 --evaluation.rows=4 --logging.pages=0 --logging.progress_every=100
 """.split()
 FORMS: dict[str, tuple[int, list[str]]] = {
     "1": (1, []),

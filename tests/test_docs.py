@@ -22,6 +22,7 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
 ]
 TRAINING = "megatron_pixel/pretrain.py"
+SUPERVISOR = "launcher/supervise.py"
 LAUNCHERS = {"torchrun", "deepspeed", "srun", "mpirun", "sbatch"}
 SYSTEM_PROGRAMS = {"cd", "export", "git", "source", "pre-commit", "ruff", "mypy", "tensorboard", "scancel", "squeue"}
 """Programs that are not ours, whose options are not checked; any other must be known to :func:`check`."""
@@ -80,6 +81,11 @@ def check_program(program: str, words: Sequence[str]) -> None:
     assert (ROOT / program).is_file(), f"no program {program}"
     subcommand = words[:1] if words and re.fullmatch(r"[a-z-]+", words[0]) and not words[0].startswith("-") else []
     known = options(program, *subcommand)
+    if program == SUPERVISOR:
+        own = [i for i, word in enumerate(words) if word in known and word not in options(TRAINING)]
+        words = [word for i, word in enumerate(words) if i not in own and i - 1 not in own]
+        check_program(TRAINING, words)
+        return
     for word in words:
         if word.startswith("--"):
             assert word.partition("=")[0] in known, f"{program} knows no {word}"

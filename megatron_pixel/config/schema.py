@@ -279,7 +279,7 @@ class GuardsConfig:
     skip_steps: list[str] = field(default_factory=list)
     """Steps whose rows are passed over, such as ``120-139``, in the numbers of a run without any."""
     hang_seconds: float = 300.0
-    """Seconds without a sign of life of a rank in a step, after which all write their stacks and end; 0 switches off."""
+    """Seconds without a sign of life in a step, after which all ranks write their stacks and end; 0 switches off."""
     slow_ranks_every: int = 100
     """Steps between reports on the times of the ranks; 0 switches them off."""
     slow_ranks_factor: float = 1.3

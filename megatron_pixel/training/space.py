@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -32,7 +33,8 @@ def check_shared_folder(folder: Path, mesh: Mesh) -> None:
     if problem is None and not (folder / ".rank-0").exists():
         problem = "does not see what rank 0 has written: run.dir has to be on a file system that all nodes share"
     dist.barrier()
-    token.unlink(missing_ok=True)
+    with suppress(OSError):
+        token.unlink()
     problems: list[str | None] = [None] * mesh.world_size
     dist.all_gather_object(problems, problem and f"rank {mesh.rank} on {socket.gethostname()} {problem}")
     found = [entry for entry in problems if entry is not None]

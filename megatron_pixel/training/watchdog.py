@@ -25,6 +25,8 @@ import torch.distributed as dist
 from megatron_pixel.training import exit_codes
 
 SUMMARY = "summary.txt"
+_WAITS = ("wait", "wait_all", "synchronize")
+"""Functions of torch and DeepSpeed that wait for what was asked for before."""
 _COLLECTIVES = os.path.join("torch", "distributed", "distributed_c10d.py")
 
 
@@ -136,6 +138,9 @@ def summary(found: Sequence[Mapping[str, Any]], world_size: int, folder: Path) -
             call = (facts["collective"]["name"], tuple(facts["collective"]["ranks"]))
             waiting.setdefault(call, []).append(facts["rank"])
     for (name, ranks), inside in waiting.items():
+        if not ranks:
+            lines.append(f"  {name}: {_listed(inside)} waiting")
+            continue
         missing = [rank for rank in ranks if rank not in inside]
         away = f"; not there: {_listed(missing)}" if missing else "; all of them are there"
         lines.append(f"  {name} of {_listed(ranks)}: {_listed(inside)} waiting{away}")
@@ -151,13 +156,18 @@ def summary(found: Sequence[Mapping[str, Any]], world_size: int, folder: Path) -
 
 def stuck_collective(frame: FrameType | None) -> dict[str, Any] | None:
     """The operation of ``torch.distributed`` that a stack is in: its name, its ranks, its caller; None outside."""
-    call, caller = None, None
+    call, caller, handle = None, None, None
     while frame is not None:
+        if handle is None and frame.f_code.co_name in _WAITS:
+            handle = frame
         if frame.f_code.co_filename.endswith(_COLLECTIVES):
             call, caller = frame, None
         elif caller is None and call is not None and "c10d_logger" not in frame.f_code.co_filename:
             caller = frame
         frame = frame.f_back
+    if call is None and handle is not None:
+        place = f"{handle.f_code.co_filename}:{handle.f_lineno}"
+        return {"name": "an asynchronous operation", "ranks": [], "caller": place}
     if call is None:
         return None
     group = call.f_locals.get("group")
