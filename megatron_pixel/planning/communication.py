@@ -7,7 +7,7 @@ profiler. An operation whose group is one rank sends nothing and is left out.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from megatron_pixel.data.rows import Kind
@@ -45,28 +45,23 @@ def traffic(setting: Setting, pipe: int, targets: Sequence[tuple[int, int]] | No
         pipe: rank along the pipeline; others at its place there do the same.
         targets: token and patch targets of each micro-batch of the step, by default as many as there can be.
     """
-    return _full_traffic(setting, pipe) if targets is None else _traffic(setting, pipe, targets)
+    if targets is None:
+        return _full_traffic(setting, pipe)
+    return _traffic(setting, pipe, [(kind, n, 1) for kind, n in zip(setting.kinds, targets, strict=True)])
 
 
 @lru_cache(maxsize=1024)
 def _full_traffic(setting: Setting, pipe: int) -> list[Traffic]:
     full = setting.full_targets
-    return _traffic(setting, pipe, [full[kind] for kind in setting.kinds])
+    return _traffic(setting, pipe, [(kind, full[kind], times) for kind, times in Counter(setting.kinds).items()])
 
 
-def _traffic(setting: Setting, pipe: int, of_batch: Sequence[tuple[int, int]]) -> list[Traffic]:
-    found = [
-        *_gradients(setting, pipe),
-        *_weights(setting, pipe),
-        *(
-            part
-            for kind, n in zip(setting.kinds, of_batch, strict=True)
-            for part in _micro_batch(setting, pipe, kind, n)
-        ),
-        *_norms(setting, pipe),
-        *_comparisons(setting),
-        *_loop(setting),
-    ]
+def _traffic(setting: Setting, pipe: int, batches: Sequence[tuple[Kind, tuple[int, int], int]]) -> list[Traffic]:
+    found = [*_gradients(setting, pipe), *_weights(setting, pipe)]
+    for kind, targets, times in batches:
+        for part in _micro_batch(setting, pipe, kind, targets):
+            found.append(replace(part, bytes=times * part.bytes, messages=times * part.messages))
+    found += [*_norms(setting, pipe), *_comparisons(setting), *_loop(setting)]
     return [part for part in _joined(found) if part.bytes and group_size(setting, part.group) > 1]
 
 

@@ -24,7 +24,7 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def stage(self) -> int:
         """Place of its stage in the list of stages."""
         return int(self.name.partition(".")[0])

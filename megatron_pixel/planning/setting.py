@@ -155,8 +155,12 @@ class Setting:
 
     def held(self, pipe: int) -> list[Parameter]:
         """Parameters of a pipeline rank."""
-        stages = self.stages(pipe)
-        return [parameter for parameter in self.parameters if parameter.stage in stages]
+        return self._held[pipe]
+
+    @cached_property
+    def _held(self) -> list[list[Parameter]]:
+        spans = [self.stages(pipe) for pipe in range(self.pipeline)]
+        return [[parameter for parameter in self.parameters if parameter.stage in stages] for stages in spans]
 
     def is_first(self, pipe: int) -> bool:
         """Whether this rank has the embedding."""

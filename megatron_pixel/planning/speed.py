@@ -15,6 +15,7 @@ each byte that is kept for the backward pass is taken to be moved ``TRAFFIC`` ti
 link inside a node; between nodes its network, times the ranks of the group on a node, as they share adapters.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -75,8 +76,9 @@ def speed(setting: Setting, device: Device, efficiency: float = EFFICIENCY) -> S
     compute = tensor = 0.0
     for pipe in range(setting.pipeline):
         here = sum(
-            products(setting, pipe, kind, targets[kind]) / rate + other(setting, pipe, kind) / device.bandwidth
-            for kind in setting.kinds
+            times
+            * (products(setting, pipe, kind, targets[kind]) / rate + other(setting, pipe, kind) / device.bandwidth)
+            for kind, times in Counter(setting.kinds).items()
         )
         sums = ring_seconds(
             setting, device, (part for part in traffic(setting, pipe) if part.kind in ("tensor", "loss"))

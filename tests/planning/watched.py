@@ -188,17 +188,16 @@ def gradients_of(trainer: Trainer, micro_batches: int, found: Watched) -> Iterat
     execution, engine = trainer._execution, trainer.engine
     original = execution.step
     if trainer.mesh.pipe_size > 1:
-        reduce = engine._exec_reduce_grads
         instructions = engine._INSTRUCTION_MAP
-        name = next(key for key, method in instructions.items() if method.__name__ == "_exec_reduce_grads")
+        kind = next(kind for kind in instructions if kind.__name__ == "ReduceGrads")
 
         def look_and_reduce(self: Any, *arguments: Any) -> None:
             found.gradients = gradient_bytes(engine)
-            reduce(*arguments)
+            instructions[kind](self, *arguments)
 
-        engine._INSTRUCTION_MAP = {**instructions, name: look_and_reduce}
+        engine._INSTRUCTION_MAP = {**instructions, kind: look_and_reduce}
         yield
-        del engine._INSTRUCTION_MAP
+        engine._INSTRUCTION_MAP = instructions
         return
     calls = itertools.count(1)
 
