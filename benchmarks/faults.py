@@ -69,7 +69,7 @@ PATIENCE = 240.0
 
 
 class Supervised:
-    """One supervised run and what is seen of it from outside."""
+    """One supervised run and what is seen of it from outside. Use it as a context manager: leaving it ends the run."""
 
     def __init__(self, form: str, folder: Path) -> None:
         self.ranks, words = FORMS[form]
@@ -83,6 +83,17 @@ class Supervised:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def __enter__(self) -> "Supervised":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -121,10 +132,7 @@ class Supervised:
 
     def finish(self) -> None:
         """Let it come to its end."""
-        try:
-            self.process.wait(PATIENCE)
-        finally:
-            self.process.terminate()
+        self.process.wait(PATIENCE)
         self._reader.join()
         if self.process.returncode:
             raise SystemExit("\n".join([f"error: status {self.process.returncode}", *(text for _, text in self.said)]))
@@ -157,10 +165,9 @@ class Campaign:
         expected, seconds = self.undisturbed(form)
         folder = self.folder / f"run-{number:03d}"
         shutil.rmtree(folder, ignore_errors=True)
-        run = Supervised(form, folder)
         kills: Counter[str] = Counter()
         longest = 0.0
-        try:
+        with Supervised(form, folder) as run:
             for _ in range(generator.randint(1, min(left, MOST_KILLS_OF_A_RUN))):
                 names, weights = zip(*MOMENTS, strict=True)
                 moment = generator.choices(names, weights)[0]
@@ -173,8 +180,6 @@ class Campaign:
                 kills[moment] += 1
                 longest = max(longest, took)
             run.finish()
-        finally:
-            run.process.kill()
         result = {"form": form, "ranks": run.ranks, "kills": dict(kills), "seconds_to_end": longest}
         result |= compare(folder, expected, self.expected_rows(form))
         self.runs.append(result)
@@ -191,10 +196,10 @@ class Campaign:
         if not kept.exists():
             shutil.rmtree(folder, ignore_errors=True)
             begin = time.monotonic()
-            run = Supervised(form, folder)
-            run.await_that(lambda: run.steps() > 0)
-            seconds = time.monotonic() - begin
-            run.finish()
+            with Supervised(form, folder) as run:
+                run.await_that(lambda: run.steps() > 0)
+                seconds = time.monotonic() - begin
+                run.finish()
             kept.write_text(json.dumps(seconds))
         return lines(folder), json.loads(kept.read_text())
 
@@ -330,5 +335,6 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run under way is ended, too
     with exit_on_user_error():
         sys.exit(main(sys.argv[1:]))
