@@ -109,7 +109,8 @@ def check(words: Sequence[str]) -> None:
     elif program == "sbatch":
         script = next(word for word in words if word.endswith(".sbatch"))
         assert (ROOT / script).is_file(), f"no script {script}"
-        program = {"preprocess.sbatch": "data_tools/preprocess.py"}.get(Path(script).name, TRAINING)
+        programs = {"preprocess.sbatch": "data_tools/preprocess.py", "finetune.sbatch": "megatron_pixel/finetune.py"}
+        program = programs.get(Path(script).name, TRAINING)
         check_program(program, words[words.index(script) + 1 :])
     elif program in LAUNCHERS or program == "python":
         position = next((i for i, word in enumerate(words) if word.endswith(".py")), None)

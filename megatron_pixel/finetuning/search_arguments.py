@@ -21,8 +21,8 @@ Run the points of a grid side by side. What is finished stays: the same command 
       --checkpoint runs/pixelgpt --examples.path data/glue
 
   # a random tenth of the paper's search on one task, as 16 tasks of a SLURM array
-  sbatch --array 0-15 --wrap "python megatron_pixel/finetune.py search --grid table11 --sample 192 --output runs/cola \\
-      --checkpoint runs/pixelgpt --task cola --modality pixel --examples.path data/glue/CoLA"
+  sbatch --array 0-15 launcher/finetune.sbatch search --grid table11 --sample 192 --output runs/cola \\
+      --checkpoint runs/pixelgpt --task cola --modality pixel --examples.path data/glue
 
 A grid is a YAML file with `fixed` settings, `cases` (settings that go together) and a `grid` of lists, of which every
 combination is taken; table11 to table14 are the paper's. Other options are settings of finetune.py, for all points."""
@@ -51,7 +51,7 @@ def run_search(words: Sequence[str]) -> int:
     parser.add_argument("--system", help="take the cases of this system only: textgpt, pixelgpt, monogpt, dualgpt")
     parser.add_argument("--dry-run", action="store_true", help="list the points and end")
     for name in ("checkpoint", "task", "modality", "examples.path"):
-        parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
+        parser.add_argument(f"--{name}", dest=name, help="as in finetune.py; so are its other settings")
     options, rest = parser.parse_known_args(words)
     given = vars(options)
     for name in ("checkpoint", "task", "modality", "examples.path"):
