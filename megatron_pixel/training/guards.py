@@ -26,8 +26,9 @@ class StopSignals:
             the other ranks before it acts.
     """
 
-    NAMES = (None, "SIGUSR1", "SIGINT", "SIGTERM")
-    """What :attr:`received` may be; where ranks have received several the last of these counts."""
+    TIME_LIMIT = "the time limit"
+    NAMES = (None, TIME_LIMIT, "SIGUSR1", "SIGINT", "SIGTERM")
+    """What may stop a run: :attr:`received`, or rank 0's clock. Of several the last here counts."""
 
     def __init__(self, numbers: Iterable[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)) -> None:
         self.received: str | None = None
@@ -47,7 +48,9 @@ class StopSignals:
     def restore(self) -> None:
         """Give the signals back to whoever handled them before."""
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # It goes on coming until the process has ended, and would kill it on its way out.
+            kept = signal.SIG_IGN if (number, handler) == (signal.SIGUSR1, signal.SIG_DFL) else handler
+            signal.signal(number, kept)  # type: ignore[arg-type]
         self._previous.clear()
 
 

@@ -28,6 +28,7 @@ from megatron_pixel.training.losses import StepCounts, micro_batch_loss
 from megatron_pixel.training.metrics import Record
 from megatron_pixel.training.observation import Observer
 from megatron_pixel.training.schedule import learning_rate
+from megatron_pixel.training.time_limit import TimeLimit
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ def train(
     milestones: Milestones,
     signals: StopSignals,
     hooks: Hooks,
+    limit: TimeLimit | None = None,
 ) -> str | None:
     """Take the steps up to ``last``.
 
@@ -200,6 +202,7 @@ def train(
 
     Args:
         steps: numbers and micro-batches of the steps to take, in order.
+        limit: of the job's time, which stops the run as a signal does.
 
     Returns:
         Why the run ended before ``milestones.steps``: a signal or ``training.stop_after``; None where it is complete.
@@ -211,11 +214,11 @@ def train(
     for step, batches in trainer.observer.waiting(steps):
         with hooks.watch(step):
             end = trainer.step(step, batches)
-        stop = _agreed_signal(signals, end, trainer)
+        stop = _agreed_stop(signals, limit, end, trainer)
         if stop is None and step == last < milestones.steps:
             stop = "training.stop_after"
         hooks.record(end.record, stop is not None or step == last)
-        for line in [end.verdict.warning, *end.notes]:
+        for line in [end.verdict.warning, *end.notes, limit and limit.complaint()]:
             if line is not None:
                 hooks.note(line)
         if end.verdict.error is not None:
@@ -233,14 +236,17 @@ def train(
     return None
 
 
-def _agreed_signal(signals: StopSignals, end: StepEnd, trainer: Trainer) -> str | None:
-    """The signal that any rank has received, the same answer on all ranks.
+def _agreed_stop(signals: StopSignals, limit: TimeLimit | None, end: StepEnd, trainer: Trainer) -> str | None:
+    """The signal that any rank has received, or that the time is up; the same answer on all ranks.
 
     Raises:
         GuardError: some ranks skipped the step and others took it: their weights are no longer those of one model.
     """
-    names = StopSignals.NAMES
-    flags = torch.tensor([names.index(signals.received), end.skipped, not end.skipped], device=trainer.mesh.device)
+    names, known = StopSignals.NAMES, signals.received
+    if limit is not None:
+        limit.stepped()
+        known = known or (StopSignals.TIME_LIMIT if limit.reached() else None)
+    flags = torch.tensor([names.index(known), end.skipped, not end.skipped], device=trainer.mesh.device)
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     received, skipped, taken = flags.tolist()
     if skipped and taken:

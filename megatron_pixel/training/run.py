@@ -1,6 +1,7 @@
 """A pretraining run put together: data, model, engine, checkpoint, and the folder that keeps its record."""
 
 import json
+import os
 import signal
 import socket
 import time
@@ -42,6 +43,8 @@ from megatron_pixel.training.saving import Saver
 from megatron_pixel.training.space import check_space
 from megatron_pixel.training.start import check_data, look_at_machines, take_folder
 from megatron_pixel.training.summary import start_block
+from megatron_pixel.training.time_limit import TimeLimit
+from megatron_pixel.training.wandb_log import check_wandb
 
 READ_AHEAD_BYTES = 2 << 30
 """Host memory for patches read ahead, on each rank."""
@@ -64,6 +67,7 @@ class Run:
 
     def __init__(self, config: RunConfig, mesh: Mesh, signals: StopSignals | None = None) -> None:
         check_layout(config, mesh.world_size)
+        check_wandb(config.logging.wandb)
         if "sequence_parallel" in config.parallel.experimental and mesh.device.type != "cuda":
             raise UserError("parallel.experimental: megatron-core's sequence_parallel runs on CUDA devices only")
         self._config, self._mesh, self._signals = config, mesh, signals
@@ -92,6 +96,8 @@ class Run:
         behind = config.checkpoint.asynchronous
         behind = mesh.device.type == "cuda" if behind is None else behind
         self._saver = self._saver_into(self._checkpoints, behind)
+        # One rank's clock decides for all.
+        self._limit = TimeLimit(os.environ if mesh.is_main else {}, self._folder)
         room = check_space(self._folder, config, self._parameters, self._done)
         self._open_record()
         self._note("start", {"step": self._done, "processes": mesh.world_size, "host": socket.gethostname()})
@@ -99,8 +105,10 @@ class Run:
         for line in [*machines, f"  disk        {room}"]:
             self._show(line)
         self._show(self._starting_point(found))
-        for note in self._reader.notes:
-            self._show(f"  note        {note}")
+        notes = [*self._reader.notes, self._limit.complaint()]
+        for note in notes:
+            if note is not None:
+                self._show(f"  note        {note}")
 
     def _open_data(self) -> None:
         config = self._config
@@ -213,7 +221,7 @@ class Run:
         while True:
             try:
                 with self._loader() as loader:
-                    return train(trainer, self._numbered(loader), self._last, milestones, signals, hooks)
+                    return train(trainer, self._numbered(loader), self._last, milestones, signals, hooks, self._limit)
             except RewindError as request:
                 with self._guards.watchdog.paused():
                     self._rewind(request.step)
@@ -312,6 +320,7 @@ class Run:
         with self._guards.watchdog.paused():
             saved = self._saver.save(step, self._consumed(step), self._batches.ranges)
         self._recorder.stalled(saved.stall)
+        self._limit.saved(saved.stall, self._saver.seconds)
         done = "is saving behind the training" if self._saver.background else "saved"
         self._show(f"step {step:,}: {done} {saved.folder}, training stood still for {saved.stall:.2f} s")
 

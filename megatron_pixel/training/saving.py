@@ -71,6 +71,8 @@ class Saver:
         # Collective operations of the training thread and of the writing one must not meet in one group.
         self._group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT) if background else None
         self._writing: _Behind | None = None
+        self.seconds = 0.0
+        """Of the last save, from its beginning until the checkpoint was whole on disk."""
 
     def save(self, step: int, consumed: Mapping[str, int], passed_over: Sequence[tuple[int, int]] = ()) -> Saved:
         """Write ``root/step-…`` for the engine after ``step``; it appears whole or not at all. Then prune older ones.
@@ -104,9 +106,9 @@ class Saver:
             "created_by": f"megatron_pixel {megatron_pixel.__version__}",
         }
         if self.background:
-            self._writing = _Behind(lambda: self._write(step, folder, contents, pieces, state))
+            self._writing = _Behind(lambda: self._write(step, folder, contents, pieces, state, begin))
         else:
-            self._write(step, folder, contents, pieces, state)
+            self._write(step, folder, contents, pieces, state, begin)
         return Saved(self._root / folder.name, time.perf_counter() - begin)
 
     def wait(self, timeout: float | None = None) -> None:
@@ -120,7 +122,13 @@ class Saver:
             writing.join(timeout)
 
     def _write(
-        self, step: int, folder: Path, contents: dict[Path, Any], pieces: dict[str, Any], state: dict[str, Any]
+        self,
+        step: int,
+        folder: Path,
+        contents: dict[Path, Any],
+        pieces: dict[str, Any],
+        state: dict[str, Any],
+        begin: float,
     ) -> None:
         """Write this rank's files; when all ranks have, rank 0 lists them, names the checkpoint and prunes."""
         rank = dist.get_rank()
@@ -145,6 +153,7 @@ class Saver:
 
         tables = self._together(step, own_files, self._group)
         self._together(step, lambda: publish() if rank == 0 else None, self._group)
+        self.seconds = time.perf_counter() - begin
 
     def _together(self, step: int, work: Callable[[], Any], group: Any) -> list[Any]:
         """What ``work`` returned on each rank; where it failed on one, all raise the same error."""

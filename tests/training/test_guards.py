@@ -37,7 +37,9 @@ def test_the_signal_of_a_time_limit_may_come_twice_and_others_later() -> None:
     os.kill(os.getpid(), signal.SIGINT)
     assert signals.received == "SIGINT"
     signals.restore()
-    assert signal.getsignal(signal.SIGUSR1) == before
+    # It may come once more while the process ends.
+    assert signal.getsignal(signal.SIGUSR1) == (signal.SIG_IGN if before == signal.SIG_DFL else before)
+    signal.signal(signal.SIGUSR1, before)
 
 
 def test_good_steps_pass() -> None:
