@@ -6,10 +6,8 @@ from megatron_pixel.finetuning.grid import find_grid, paper_settings, read_cases
 from megatron_pixel.reporting.published import LANGUAGES, PublishedRow, published
 
 ROWS = [(number, row) for number, table in published().items() for row in table.rows]
-MISPRINTS = {
-    (1, "DONUT"): "its nine scores have the mean 57.4",
-}
-"""Rows whose average in the paper is not the mean of its scores, and why we know that the scores are as printed."""
+UNEXPLAINED = {(1, "GPT-2", "text"): 75.66, (1, "DONUT", "pixel"): 57.36, (3, "DualGPT", "pixel"): 69.81}
+"""Means of printed scores in the three rows where the paper's own average is another number."""
 
 
 def test_all_tables_are_there() -> None:
@@ -28,7 +26,10 @@ def test_averages_are_those_of_the_scores(number: int, row: PublishedRow) -> Non
     if row.average is None:
         assert number == 5 or None in row.scores.values()
         return
-    assert sum(values) / len(values) == pytest.approx(row.average, abs=0.0501), MISPRINTS.get((number, row.model))
+    mean = sum(values) / len(values)
+    unexplained = UNEXPLAINED.get((number, row.model, row.modality))
+    assert mean == pytest.approx(row.average if unexplained is None else unexplained, abs=0.0501)
+    assert unexplained is None or abs(mean - row.average) > 0.0501
 
 
 def test_rows_that_stand_in_two_tables_are_equal() -> None:
@@ -40,8 +41,12 @@ def test_rows_that_stand_in_two_tables_are_equal() -> None:
             )
     twice = {key: rows for key, rows in by_key.items() if len(rows) > 1}
     equal = {key: rows[0][1].scores == rows[1][1].scores for key, rows in twice.items()}
-    assert sum(equal.values()) >= 2
-    print(equal)
+    # The paper reports two runs of these as if they were one row: no language agrees.
+    assert {key[:3] for key, same in equal.items() if not same} == {
+        ("MonoGPT", "text", "translate-train-all"),
+        ("PixelGPT", "pixel", "cross-lingual"),
+    }
+    assert sum(equal.values()) == 2
 
 
 def test_settings_of_tables_12_to_14() -> None:

@@ -1,0 +1,116 @@
+"""Grids, points and their folders; what is done, what is left, what failed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.finetuning.arguments import load
+from megatron_pixel.finetuning.grid import find_grid, read_points, sampled
+from megatron_pixel.finetuning.search import array_share, results_below, search, share_of, summary
+
+GRID = """
+fixed: {task: custom, training.steps: 2}
+cases:
+- {modality: text, for: textgpt}
+- {modality: pixel, for: pixelgpt}
+grid:
+  optimizer.lr: [1e-3, 1e-4]
+  training.seed: [1, 2]
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID, encoding="utf-8")
+    return path
+
+
+def test_every_combination_is_a_point_with_a_name_of_its_own(grid: Path) -> None:
+    points = read_points(grid)
+    assert len({point.name for point in points}) == len(points) == 8
+    config = points[0].config(Path("runs/x"))
+    assert (config.run.dir, config.training.steps, config.optimizer.lr, config.modality) == ("runs/x", 2, 1e-3, "text")
+    grid.write_text(GRID.replace("[1, 2]", "[1, 2, 3]"), encoding="utf-8")
+    assert {point.name for point in points} < {point.name for point in read_points(grid)}
+
+
+def test_cases_are_chosen(grid: Path) -> None:
+    assert len(read_points(grid, system="textgpt")) == len(read_points(grid, {"modality": "pixel"})) == 4
+    assert {point.values["training.steps"] for point in read_points(grid, {"training.steps": 9})} == {9}
+    with pytest.raises(UserError, match=r"no case for anything of dualgpt; it is for pixelgpt, textgpt"):
+        read_points(grid, system="dualgpt")
+
+
+def test_samples_and_shares_cover_the_grid(grid: Path) -> None:
+    points = read_points(grid)
+    assert {p.name for p in sampled(points, 3, 0)} < {p.name for p in sampled(points, 5, 0)}
+    assert sampled(points, 3, 0) != sampled(points, 3, 1)
+    parts = [share_of(points, f"{number}/3") for number in range(3)]
+    assert sorted(p.name for part in parts for p in part) == sorted(p.name for p in points)
+    assert (
+        array_share({"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "4"}) == "2/4"
+    )
+    assert array_share({}) == "0/1"
+    with pytest.raises(UserError, match=r"--share 3/3: expected NUMBER/COUNT"):
+        share_of(points, "3/3")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fixed: {optimizer.lrr: 1}", r"optimizer\.lrr: unknown key.*did you mean optimizer\.lr"),
+        ("grid: {optimizer.lr: 1e-3}", r"grid: optimizer\.lr: expected a list"),
+        ("grid: {optimizer.lr: [much]}", r"grid: optimizer\.lr: expected a number"),
+        ("point: {}", r"expected the sections fixed, cases, grid"),
+        ("fixed: {", r"not valid YAML"),
+    ],
+)
+def test_bad_grids_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "grid.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_points(tmp_path / "grid.yaml")
+
+
+def test_unknown_grids_name_the_papers() -> None:
+    with pytest.raises(UserError, match=r"no file nothing; the paper's own are table11, table12, table13, table14"):
+        find_grid("nothing")
+
+
+def test_the_papers_settings_stand_below_those_of_the_command_line() -> None:
+    config = load(None, ["--task", "cola", "--modality", "pixel", "--training.steps", "7"], paper="pixelgpt")
+    assert (config.optimizer.lr, config.training.global_batch_rows, config.dropout) == (5e-6, 512, 0.1)
+    assert config.training.steps == 7
+    with pytest.raises(UserError, match="states no settings for textgpt on custom"):
+        load(None, ["--task", "custom", "--modality", "text"], paper="textgpt")
+
+
+def test_a_search_does_what_is_left(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        f"""
+fixed: {{examples.path: {place}, input.tokenizer: {place}/tokenizer.model, input.cache: "", modality: text,
+  training.steps: 2, training.global_batch_rows: 5, training.micro_batch_rows: 5, training.precision: fp32,
+  optimizer.warmup_steps: 1}}
+cases:
+- {{checkpoint: {place}/textgpt}}
+- {{checkpoint: {place}/dualgpt}}
+- {{checkpoint: {place}/nowhere}}
+""",
+        encoding="utf-8",
+    )
+    points = read_points(tmp_path / "grid.yaml")
+    done = tmp_path / "out" / points[0].name
+    done.mkdir(parents=True)
+    (done / "result.json").write_text('{"kept": true}')
+    said: list[str] = []
+    report = search(points, tmp_path / "out", 1, said.append)
+    assert (report.before, report.finished, report.stopped) == (1, 1, False)
+    assert "there is no folder" in report.failed[points[2].name]
+    assert json.loads((done / "result.json").read_text()) == {"kept": True}
+    (done / "result.json").unlink()
+    results = results_below(tmp_path / "out")
+    assert [result["system"] for result in results] == ["dualgpt"]
+    assert "custom dualgpt text pretrained: accuracy" in summary(results)
+    assert any("3 points: 1 done before, 2 to do" in line for line in said)
