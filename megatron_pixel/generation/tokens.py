@@ -42,9 +42,9 @@ def write_tokens(
         UserError: a prompt that is empty or too long, no token head, sampling settings that cannot be.
     """
     sampler = Sampler(sampling, decoder.device)
+    budget = room_for(decoder, prompts, most)
     with torch.inference_mode():
-        reading = read(decoder, prompts, room_for(decoder, prompts, most))
-        budget = room_for(decoder, prompts, most)
+        reading = read(decoder, prompts, budget)
         written: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
         for left in range(budget, 0, -1):

@@ -16,7 +16,7 @@ EXTRA = "megatron_pixel"
 """Key under which ``config.json`` keeps what Hugging Face's keys have no place for."""
 MODELLING = "modeling_ernie_pixel"
 IMAGE_WIDTH = 1024
-"""Patches of a released image: its size is 16 x 16384 pixels whatever the model."""
+"""Patches of a released image, 16 x 16384 pixels: more than any model reads."""
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden",
@@ -44,13 +44,10 @@ class Described:
     layout: Layout
     model: ModelConfig
     pair: PairConfig
-    labels: int
-    """Outputs of a classifier, 0 for a pretraining model."""
     label_names: tuple[str, ...]
+    """Of a classifier; () for a pretraining model."""
     tied: bool
     """Whether the token head is the token embedding."""
-    special: dict[str, int]
-    """``bos_token_id`` and ``eos_token_id``, where they are told."""
     extra: dict[str, Any]
     """What this program wrote there itself; empty for others' checkpoints."""
 
@@ -93,15 +90,12 @@ def read_config(folder: Path) -> Described:
             "not divide as they must"
         )
     extra = told.get(EXTRA) or {}
-    labels = _labels(told)
     return Described(
         layout,
         model,
         PairConfig(**extra["pair"]) if "pair" in extra else _pair(layout, model.seq_length),
-        len(labels),
-        labels,
+        _labels(told),
         bool(told.get("tie_word_embeddings", False)),
-        {key: told[key] for key in ("bos_token_id", "eos_token_id") if isinstance(told.get(key), int)},
         extra,
     )
 

@@ -42,15 +42,6 @@ class Opened:
     rendering: dict[str, Any]
     """Rendering settings that its pages were made with, fonts as ``name (sha256 ...)``; empty where nobody tells."""
 
-    @property
-    def reads_patches(self) -> bool:
-        """Whether it has a patch embedder."""
-        return "0.patches.projection.weight" in self.source.shapes
-
-    def has_head(self, head: str) -> bool:
-        """Whether it has the head ``token``, ``patch`` or ``score``."""
-        return head_name(self.model, head) in self.source.shapes
-
 
 def open_any(folder: Path) -> Opened:
     """Open ``folder``: a run (its newest whole checkpoint), a checkpoint ``step-...`` of either form, or a folder in

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -69,6 +70,21 @@ def test_the_same_logits_as_the_plain_architecture(remote: torch.nn.Module, expo
         kept = content[:9]
         expected = plain.head("lm_pixel_head", states[:9])[kept]
         torch.testing.assert_close(output.logits_pixel[0][kept], expected, **CLOSE)
+
+
+def test_the_bare_model_and_what_transformers_saves_again(
+    remote: torch.nn.Module, exported: Path, run: Path, tmp_path: Path
+) -> None:
+    plain, tokens = Plain(exported), torch.randint(3, SMALL.vocab_size, (7,))
+    bare = AutoModel.from_pretrained(exported, trust_remote_code=True).eval()
+    with torch.no_grad():
+        hidden = bare(input_ids=tokens[None]).last_hidden_state[0]
+    expected = plain.hidden(plain.tokens(tokens), torch.arange(7), torch.ones(7, dtype=torch.bool))
+    torch.testing.assert_close(hidden, expected, **CLOSE)
+    remote.save_pretrained(tmp_path / "again")
+    again, ours = open_released(tmp_path / "again"), open_any(run)
+    assert (again.model, again.pair) == (ours.model, ours.pair)
+    assert all(torch.equal(again.read(name, "fp32"), ours.source.read(name, "fp32")) for name in ours.source.shapes)
 
 
 def test_generate_with_and_without_its_cache_and_as_ours(remote: torch.nn.Module, exported: Path, run: Path) -> None:
