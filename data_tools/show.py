@@ -5,9 +5,11 @@ python data_tools/show.py P --index 3 --output pair.png --split heldout --tokeni
 python data_tools/show.py P --sheet 12 --output sheet.png
 python data_tools/show.py P --sheet 12 --first 5000 --columns 4 --lines 6 --output sheet.png
 python data_tools/show.py --text "Hello, world" --output page.png
+python data_tools/show.py P --index 3 --checkpoint runs/demo --attention 4 --output predicted.png
 
 --sheet draws a contact sheet: so many records chosen at random (the same ones for the same --seed), or, with --first,
-those from there on. Text of pairs and of text datasets is drawn in blue.
+those from there on. Text of pairs and of text datasets is drawn in blue. --checkpoint draws what a model predicts for
+each patch of a page, and its errors; --attention beside it what the patches look at in one layer.
 """
 
 import argparse
@@ -48,6 +50,9 @@ def main(words: Sequence[str]) -> None:
 
         text = sys.stdin.read() if arguments.text == "-" else arguments.text
         pages = Renderer(config).pages(text)
+        if arguments.checkpoint is not None:
+            draw_predictions(pages[0], ("text", 0), arguments)
+            return
         draw_panels(text_panels(pages, "page"), "Rendered text", arguments)
         return
     records = Records(arguments, config)
@@ -55,6 +60,12 @@ def main(words: Sequence[str]) -> None:
         draw_sheet(records, arguments)
         return
     records.check(arguments.index, "--index")
+    if arguments.checkpoint is not None:
+        page = records.page(arguments.index)
+        if page is None:
+            raise UserError("--checkpoint draws predictions for pages; a text dataset has none")
+        draw_predictions(page, (arguments.prefix, arguments.index), arguments)
+        return
     panels = records.panels(arguments.index)
     draw_panels(panels, f"{arguments.prefix}, {arguments.split} {arguments.index}", arguments)
 
@@ -75,6 +86,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="PNG", help="picture to write; without it only the summary")
     parser.add_argument("--patches-per-row", type=positive_int, metavar="N", help="default: 64, on a contact sheet 32")
     parser.add_argument("--scale", type=positive_int, default=1, help="enlargement of the pixels (default: 1)")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="draw predictions: a run, checkpoint or model")
+    parser.add_argument("--attention", type=positive_int, metavar="LAYER", help="and the attention of this layer")
     sheet = parser.add_argument_group("contact sheet")
     sheet.add_argument("--sheet", type=positive_int, metavar="N", help="draw so many records")
     sheet.add_argument("--first", type=int, metavar="I", help="in order from record I on, instead of a random sample")
@@ -89,6 +102,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         parser.error("--first belongs to --sheet; a single record is chosen with --index")
     if arguments.sheet is not None and arguments.text is not None:
         parser.error("--sheet draws records of a dataset, not a --text")
+    if arguments.checkpoint is not None and (arguments.output is None or arguments.sheet is not None):
+        parser.error("--checkpoint draws one page: it needs --output, and goes without --sheet")
+    if arguments.attention is not None and arguments.checkpoint is None:
+        parser.error("--attention needs the --checkpoint whose layer it is")
     return arguments
 
 
@@ -154,6 +171,10 @@ class Records:
             print(f"{len(tokens):,} tokens: {text}")
             panels += text_panels(self._render(text), f"text of the {len(tokens):,} tokens, page")
         return panels
+
+    def page(self, index: int) -> "Page | None":
+        """The page of a record, if it has one."""
+        return self._page(index)[0]
 
     def card(self, index: int) -> "Card":
         """One record for a contact sheet."""
@@ -303,6 +324,38 @@ def draw_panels(panels: "list[Panel]", title: str, arguments: argparse.Namespace
         raise nothing_to_draw()
     picture = page_sheet(panels, title, patches_per_row=arguments.patches_per_row or 64, scale=arguments.scale)
     save(picture, arguments.output)
+
+
+def draw_predictions(page: "Page", origin: tuple[str, int], arguments: argparse.Namespace) -> None:
+    """Draw a page with what a model predicts for it; its attention, where that is asked for, in a second picture.
+
+    The second one stands beside the first: ``page.png`` and ``page.attention.png``.
+    """
+    from megatron_pixel.parallel.quiet import silence_libraries
+
+    silence_libraries()
+    from megatron_pixel.drawing import prediction_sheet
+    from megatron_pixel.interop.open import open_any
+    from megatron_pixel.model_pictures import attention_sheet
+    from megatron_pixel.training.page_predictions import predict_page
+
+    opened = open_any(arguments.checkpoint)
+    patches = page.patches(opened.model.num_channels)
+    found = predict_page(opened.source, opened.model, patches, origin, arguments.attention)
+    per_row = arguments.patches_per_row or 48
+    step = "" if opened.step is None else f", step {opened.step:,}"
+    title = f"{arguments.checkpoint}{step}: {origin[0]} {origin[1]}"
+    target = opened.model.patch_target
+    sheet = prediction_sheet(
+        found.patches, found.predictions, found.errors, title, patch_target=target, patches_per_row=per_row
+    )
+    known = found.errors[1:]
+    print(f"{len(found.patches):,} patches, mean error {known[known == known].mean():.4f}")
+    save(sheet, arguments.output)
+    if found.attention is not None:
+        title += f", attention of layer {found.layer}"
+        path = arguments.output.with_name(f"{arguments.output.stem}.attention{arguments.output.suffix}")
+        save(attention_sheet(found.patches, found.attention, title, patches_per_row=per_row), path)
 
 
 def nothing_to_draw() -> UserError:

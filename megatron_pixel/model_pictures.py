@@ -21,7 +21,7 @@ from megatron_pixel.drawing import (
 
 MAP_SIZE = 640
 """Pixels of a side of an attention map, about: a whole number for each patch, or of patches for each pixel."""
-LEAST, MOST = 0.25, 64.0
+LEAST, MOST = 0.25, 16.0
 """Attention at both ends of the colors, in multiples of an even look at all patches so far."""
 ATTENTION_NOTE = (
     "Each line of the map is a patch, each column one that it looks at, mean over the heads. Colors are on a "

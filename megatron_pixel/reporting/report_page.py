@@ -107,10 +107,10 @@ def _start_block(run: RunFolder) -> list[str]:
         return []
     block = [said[begins[-1]]]
     for text in said[begins[-1] + 1 :]:
-        name = text.partition(" ")[0]
-        if name not in ("layout", "model", "batch", "data"):
+        if text.startswith("step "):
             break
-        block.append(" ".join(text.split()))
+        if text.partition(" ")[0] in ("layout", "model", "batch", "data"):
+            block.append(" ".join(text.split()))
     return block
 
 

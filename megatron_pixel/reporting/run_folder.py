@@ -19,10 +19,11 @@ TAIL_BYTES = 1 << 20
 """End of metrics.jsonl that is enough to say where a run stands: some hundred steps."""
 LOG_TAIL_BYTES = 1 << 18
 _TROUBLE = re.compile(
-    r"ended by|skipped|not finite|spike|slow(est)? rank|stuck|watchdog|hang|error|warning|failed|passed over|disk",
+    r"ended by|skipped|not finite|spike|slow|stuck|hang|error|warning|fail|passed over|no room",
     re.IGNORECASE,
 )
-_PROGRESS = re.compile(r"step +[\d,]+(/|: (held-out|saved|is saving))")
+_PROGRESS = re.compile(r"step +[\d,]+(/|: (held-out|saved|is saving))|\w+ {3,}\S|megatron_pixel ")
+"""Lines of steps, and of the block that a run begins with: a name and what it is in a column."""
 
 Record = dict[str, Any]
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,7 @@ CASES = [*FP32, *MORE, *INNER, Case("dualgpt", words=BF16), *SAME_OPERATIONS, *O
 Result = dict[Case, list[Share]]
 STEPS = 5
 KEYS = ("loss", "loss_token_text", "loss_token_pair", "loss_patch_pixel", "loss_patch_pair", "grad_norm")
+OBJECTS = ("loss_by_source", "grad_norm_by_stage")
 EXACT = ("tokens", "patches", "lr", "skipped_steps")
 
 
@@ -118,6 +120,10 @@ def deviations(found: Result, case: Case) -> tuple[float, float, float]:
     for line, other in zip(lines[:-1], expected[:-1], strict=True):
         assert {key: line[key] for key in EXACT} == {key: other[key] for key in EXACT}
         of_steps = max(of_steps, *(relative(line[key], other[key]) for key in KEYS))
+        for key in OBJECTS:
+            mine_by, other_by = by_name(line, key), by_name(other, key)
+            assert mine_by.keys() == other_by.keys()
+            of_steps = max(of_steps, *(relative(value, other_by[name]) for name, value in mine_by.items()))
     for key in KEYS[:-1]:
         of_evaluation = max(of_evaluation, relative(lines[-1][f"eval_{key}"], expected[-1][f"eval_{key}"]))
     weights, others = whole(mine), whole(truth)
@@ -125,6 +131,12 @@ def deviations(found: Result, case: Case) -> tuple[float, float, float]:
     # Biases that no row has touched are still zero.
     of_weights = max(float(np.linalg.norm(weights[n] - o) / (np.linalg.norm(o) or 1)) for n, o in others.items())
     return of_steps, of_evaluation, of_weights
+
+
+def by_name(line: Line, key: str) -> dict[str, float | None]:
+    """An object of a line: those of stages that rows of this system leave alone are zero, and left out."""
+    found: Any = line[key]
+    return {name: value for name, value in found.items() if value}
 
 
 def relative(value: float | None, other: float | None) -> float:

@@ -94,6 +94,7 @@ def make(folder: Path, steps: int = 150, of: int = 300, *words: str) -> Path:
     (folder / "logs" / "pretrain.log").write_text(
         "2027-01-15T09:00:00  megatron_pixel 0.1.0  DualGPT  runs/x\n"
         "  layout      1 process on CPU: data 1, tensor 1, pipeline 1, ZeRO 1, fp32\n"
+        "  machine     errors would be told here\n"
         "  model       316k parameters\n"
         "2027-01-15T09:00:02  step 1/300  loss 5.0\n"
         "2027-01-15T09:03:00  step 90 skipped: gradients are not finite\n"

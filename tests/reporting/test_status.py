@@ -37,6 +37,7 @@ def test_a_run_that_trains(run: Path) -> None:
     for said in ("step 150 of 300", "50.0%", "00:05:00", "MFU 40.0%", "restarts    1", "SIGKILL", "step 90 skipped"):
         assert said in text
     assert "step 1/300" not in text, "progress lines are no troubles"
+    assert "errors would be told here" not in text
 
 
 @pytest.mark.parametrize(

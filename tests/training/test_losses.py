@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from megatron_pixel.config.schema import LossConfig, ModelConfig, PairConfig
-from megatron_pixel.data.rows import Kind, Modality, stack_rows
+from megatron_pixel.data.rows import PADDING_ORIGIN, Kind, MicroBatch, Modality, stack_rows
 from megatron_pixel.data.synthetic import SyntheticSource
 from megatron_pixel.model.objectives import LossSum, pretraining_objectives
 from megatron_pixel.parallel.mesh import Mesh
@@ -29,6 +29,27 @@ def test_means_over_all_targets_not_over_micro_batches(one_process: Mesh) -> Non
         "loss_patch_pair": 3 / 2,
         "loss": pytest.approx(18 / 10 + 0.5 * 4 / 4),
     }
+
+
+def test_losses_by_source_are_means_over_the_targets_of_its_rows(one_process: Mesh) -> None:
+    """Three rows of four positions; the targets of the second row come from another source than those around it."""
+    names = {Kind.TEXT: ["text:a", "text:b"], Kind.PIXEL: ["pixel:only"]}
+    totals = LossTotals(one_process.device, names)
+    rows = MicroBatch.empty(Kind.TEXT, [("text:a", 7), ("text:b", 1), ("text:a", 8)], 4, 0)
+    each = torch.tensor([1.0, 2.0, 10.0, 20.0, 30.0, 4.0])
+    positions = torch.tensor([0, 2, 4, 5, 6, 9])
+    totals.add(Kind.TEXT, {"token": LossSum(each.sum(), 6, each, positions)}, rows)
+    padded = MicroBatch.empty(Kind.TEXT, [("text:b", 2), PADDING_ORIGIN, PADDING_ORIGIN], 4, 0)
+    totals.add(Kind.TEXT, {"token": LossSum(torch.tensor(5.0), 1, torch.tensor([5.0]), torch.tensor([3]))}, padded)
+    pages = MicroBatch.empty(Kind.PIXEL, [("pixel:only", 0)], 4, 3)
+    totals.add(Kind.PIXEL, {"patch": LossSum(torch.tensor(3.0), 2, torch.ones(2), torch.tensor([0, 1]))}, pages)
+    found = totals.collect(OBJECTIVES, one_process)
+    assert found.by_source == {
+        "loss_token_text/a": pytest.approx(7 / 3),
+        "loss_token_text/b": pytest.approx(65 / 4),
+        "loss_patch_pixel/only": 1.5,
+    }
+    assert found.by_kind["loss_token_text"] == pytest.approx(72 / 7)
 
 
 def test_what_has_no_target_is_none(one_process: Mesh) -> None:
@@ -68,4 +89,6 @@ def test_counts_of_a_step(one_process: Mesh, end_patch: bool) -> None:
     # A page of n patches has n - 1 targets, one less without its end patch; there are six pages.
     assert counts.targets["patch"] == patches - 6 * (1 if end_patch else 2)
     assert counts.positions == sum(int((batch.modality != Modality.PADDING).sum()) for batch in batches)
+    lengths = [int(n) for batch in batches for n in (batch.modality != Modality.PADDING).sum(1)]
+    assert counts.attended == sum(sum(range(1, n + 1)) for n in lengths)
     assert 0 < counts.targets["token"] < counts.positions - patches
