@@ -278,7 +278,8 @@ FAULTS = ("steps_missing", "steps_repeated", "steps_with_other_rows", "lines_wit
 
 def figures(campaign: Campaign) -> dict[str, Any]:
     """What goes into the result file."""
-    by_form: dict[str, Counter[str]] = {form: Counter() for form in campaign.forms}
+    done = {run["form"] for run in campaign.runs}
+    by_form: dict[str, Counter[str]] = {form: Counter() for form in FORMS if form in done}
     for run in campaign.runs:
         counts = {"runs": 1, "kills": sum(run["kills"].values()), **run["kills"], "restarts": run["restarts"]}
         by_form[run["form"]].update(counts | {fault: run[fault] for fault in FAULTS})
@@ -289,9 +290,7 @@ def figures(campaign: Campaign) -> dict[str, Any]:
         "runs": len(campaign.runs),
         "longest_seconds_to_end": max((run["seconds_to_end"] for run in campaign.runs), default=0.0),
         "forms": {
-            form: {"ranks": FORMS[form][0]} | {key: counts[key] for key in keys}
-            for form, counts in by_form.items()
-            if counts
+            form: {"ranks": FORMS[form][0]} | {key: counts[key] for key in keys} for form, counts in by_form.items()
         },
     }
 

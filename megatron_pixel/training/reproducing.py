@@ -72,7 +72,7 @@ class Reproduction:
 
     def table(self) -> str:
         """A line for each row that is bad here or was in the run, and the verdict."""
-        lines = [f"step {self.report['step']}: {self.report['message']}", ""]
+        lines = [self.report["message"], ""]
         shown = [row for row in self.rows if row.bad or row.was_bad]
         if shown:
             lines.append(f"{'row':32} {'rank':>4}  {'loss':>10} {'gradient':>10}  first not finite")
@@ -142,7 +142,7 @@ def _look(
     parameter = next((name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()), None)
     source, index = row.rows[0]
     return RowFound(
-        source, index, entry.rank, entry.host, entry.bad, float(loss), float(squares.sqrt()), broke[0], parameter
+        source, index, entry.rank, entry.host, entry.bad, loss.item(), squares.sqrt().item(), broke[0], parameter
     )
 
 
