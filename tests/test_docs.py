@@ -15,6 +15,7 @@ import pytest
 from megatron_pixel.config import RenderingConfig, RunConfig, load_config, settings
 from megatron_pixel.config.command_line import reference
 from megatron_pixel.config.keys import sections
+from megatron_pixel.planning.command import read_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -89,7 +90,10 @@ def check_program(program: str, words: Sequence[str]) -> None:
     for word in words:
         if word.startswith("--"):
             assert word.partition("=")[0] in known, f"{program} knows no {word}"
-    if program == TRAINING and "--help" not in words:
+    if program == TRAINING and "--dry-run" in words:
+        _, overrides = read_arguments(words)
+        load_config(ROOT / words[words.index("--config") + 1], overrides)
+    elif program == TRAINING and "--help" not in words:
         rest = [word for word in words if word != "--print-config"]
         at = rest.index("--config")
         recipe = rest[at + 1]
@@ -178,7 +182,8 @@ def test_marked_block_runs_and_prints_what_the_page_shows(page: Path, line: int,
     rest = page.read_text(encoding="utf-8").split("\n", line)[-1]
     shown = re.search(r"<!-- output: begin -->\n(.*?)\n<!-- output: end -->", rest, flags=re.DOTALL)
     if shown:
-        assert shown[1].strip() == done.stdout.strip(), f"{page.name}: the output below line {line} is out of date"
+        expected = re.sub(r"^```text\n|\n```$", "", shown[1].strip())
+        assert expected == done.stdout.strip(), f"{page.name}: the output below line {line} is out of date"
 
 
 def test_reference_of_settings_is_up_to_date() -> None:

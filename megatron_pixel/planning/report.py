@@ -159,8 +159,8 @@ def _speed(plan: Plan) -> str:
         "gradients and weights that computing does not hide": found.exposed,
         "optimizer": found.optimizer,
     }
-    rows = [["a step", "s"], *([name, f"{value:.3f}"] for name, value in parts.items() if value)]
-    rows.append(["all", f"{found.seconds:.3f}"])
+    rows = [["a step", "s"], *([name, _seconds(value)] for name, value in parts.items() if value)]
+    rows.append(["all", _seconds(found.seconds)])
     p, m = setting.pipeline, len(setting.kinds)
     device = plan.device
     peak = device.peak(setting.bf16) / 1e12
@@ -179,6 +179,10 @@ def _speed(plan: Plan) -> str:
             f"  rates: {device.source}",
         ]
     )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}" if value >= 5e-4 else f"{value:.5f}"
 
 
 def _gigabytes(count: int) -> str:
