@@ -20,7 +20,10 @@ LAYOUTS = {
     "pp2": ("--parallel.pipeline=2",),
     "zero3": ("--deepspeed_config=ds_configs/zero3.json",),
 }
-WORDS = "--model.layers=2 --training.steps=1 --optimizer.warmup_steps=1 --training.micro_batch_rows=2 --evaluation.rows=0 --optimizer.eps=1e-4".split()
+WORDS = """
+    --model.layers=2 --training.steps=1 --optimizer.warmup_steps=1 --training.micro_batch_rows=2 --evaluation.rows=0
+    --optimizer.eps=1e-4
+""".split()
 
 
 def work(root: str, checkpoint: str, layouts: dict[str, tuple[str, ...]]) -> dict[str, list[float | None]]:
