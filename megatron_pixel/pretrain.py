@@ -14,6 +14,7 @@ from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training.arguments import parse, rank_0_first
 from megatron_pixel.training.exit_codes import exit_code
 from megatron_pixel.training.guards import StopSignals
+from megatron_pixel.training.restarts import resume_own
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
             dry_run(sys.argv[1:])
             return
         config = parse(sys.argv[1:])
+        resume_own(config, os.environ)
         # A batch system may send its signal while the libraries below are imported.
         signals = StopSignals((signal.SIGTERM, signal.SIGUSR1))
         silence_libraries()

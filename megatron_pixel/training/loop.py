@@ -218,7 +218,7 @@ def train(
         if stop is None and step == last < milestones.steps:
             stop = "training.stop_after"
         hooks.record(end.record, stop is not None or step == last)
-        for line in [end.verdict.warning, *end.notes, limit and limit.complaint()]:
+        for line in [end.verdict.warning, *end.notes, None if limit is None else limit.complaint()]:
             if line is not None:
                 hooks.note(line)
         if end.verdict.error is not None:

@@ -1,10 +1,16 @@
 """Whether, and from where, a run that died is started again. For whatever starts ranks; without torch."""
 
 import time
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.training import checkpoint_files as files
+from megatron_pixel.training import sessions
+
+JOB = "MEGATRON_PIXEL_JOB"
+"""Variable by which a batch script names its job, which keeps its name when it starts the run again."""
 
 
 class Restarts:
@@ -49,6 +55,22 @@ class Restarts:
         if self.words() or self._resume == "auto":
             return "step 1" if self._newest is None else self._newest.name
         return "step 1" if self._resume == "none" else self._resume
+
+
+def resume_own(config: RunConfig, environ: Mapping[str, str]) -> None:
+    """Set ``checkpoint.resume`` to ``auto`` where this job has started the run before and it has saved since then.
+
+    A batch job starts its run again by the same command; the second time it is not to begin anew.
+    """
+    job, folder = environ.get(JOB), Path(config.run.dir)
+    if config.checkpoint.resume == "auto" or not job:
+        return
+    starts = [event["time"] for event in sessions.read(folder) if event["event"] == "start" and event.get("job") == job]
+    newest = newest_checkpoint(folder / "checkpoints")
+    if starts and newest is not None:
+        since = datetime.fromisoformat(starts[0]).timestamp()
+        if (newest / files.MANIFEST).stat().st_mtime >= since:
+            config.checkpoint.resume = "auto"
 
 
 def newest_checkpoint(root: Path) -> Path | None:

@@ -37,6 +37,7 @@ from megatron_pixel.training.loop import Hooks, Milestones, RewindError, StepEnd
 from megatron_pixel.training.metrics import Record
 from megatron_pixel.training.profiling import Profiler
 from megatron_pixel.training.recorder import Recorder
+from megatron_pixel.training.restarts import JOB
 from megatron_pixel.training.resume import Layout
 from megatron_pixel.training.run_lock import RunLock
 from megatron_pixel.training.saving import Saver
@@ -100,7 +101,8 @@ class Run:
         self._limit = TimeLimit(os.environ if mesh.is_main else {}, self._folder)
         room = check_space(self._folder, config, self._parameters, self._done)
         self._open_record()
-        self._note("start", {"step": self._done, "processes": mesh.world_size, "host": socket.gethostname()})
+        facts = {"step": self._done, "processes": mesh.world_size, "host": socket.gethostname()}
+        self._note("start", facts | {"job": os.environ.get(JOB)})
         self._show(start_block(config, mesh, self._layout, self._parameters, self._rows, len(self._kinds)))
         for line in [*machines, f"  disk        {room}"]:
             self._show(line)

@@ -1,6 +1,7 @@
 """What is looked at before and while a run goes on: machines, room on the disk, slow ranks, settings; no run needed."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from megatron_pixel.config.schema import CheckpointConfig, GuardsConfig
 from megatron_pixel.training import checkpoint_files, preflight, run_lock, sessions, space, watchdog
 from megatron_pixel.training.health import Health, health_line, look, probe, warnings
 from megatron_pixel.training.observation import RANK_COLUMNS
-from megatron_pixel.training.restarts import Restarts
+from megatron_pixel.training.restarts import JOB, Restarts, resume_own
 from megatron_pixel.training.slow_ranks import FILE, SlowRanks
 
 DEBUG = "megatron_pixel/config/recipes/dualgpt-debug.yaml"
@@ -175,6 +176,24 @@ def test_restarts_are_bounded_and_a_new_checkpoint_sets_them_back(tmp_path: Path
     assert restarts.in_a_row == 1
     assert restarts.words() == ["--checkpoint.resume", "auto"], "a run that begins anew does so once"
     assert restarts.origin() == "step-00000003"
+
+
+def test_a_job_that_begins_anew_does_so_once(tmp_path: Path) -> None:
+    def resume(**environ: str) -> str:
+        config = load_config(DEBUG, [f"--run.dir={tmp_path}", "--checkpoint.resume=none"])
+        resume_own(config, environ)
+        return config.checkpoint.resume
+
+    whole_checkpoint(tmp_path, 3, {})
+    assert resume(**{JOB: "7"}) == "none", "the job has not started it yet"
+    sessions.note(tmp_path, "start", {"step": 0, "job": "7"})
+    manifest = tmp_path / "checkpoints" / "step-00000003" / "manifest.json"
+    os.utime(manifest, (0, 0))
+    assert resume(**{JOB: "7"}) == "none", "the checkpoint is older than the job"
+    os.utime(manifest)
+    assert resume(**{JOB: "7"}) == "auto"
+    assert resume(**{JOB: "8"}) == "none"
+    assert resume() == "none"
 
 
 def test_sessions_survive_a_torn_line(tmp_path: Path) -> None:
