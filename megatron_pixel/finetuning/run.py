@@ -63,17 +63,15 @@ class FinetuningRun:
         self._found: list[bool] = []
 
         def rows(examples: Examples) -> Any:
+            if self._config.input.cache and not self._mesh.is_main:
+                self._inputs.maker.wait_for(examples)
             made, found = self._inputs.rows(examples)
             self._found.append(found)
             return made
 
-        if not self._mesh.is_main and self._config.input.cache:
-            dist.barrier()
         self._train = rows(data.train)
         self._splits = [Split(split.name, rows(split), split.labels, True) for split in data.selection]
         self._splits += [Split(split.name, rows(split), split.labels, False) for split in data.others]
-        if self._mesh.is_main and self._config.input.cache:
-            dist.barrier()
 
     def _build(self) -> None:
         config, mesh = self._config, self._mesh
@@ -283,7 +281,8 @@ def write_predictions(
     """``predictions-SPLIT.jsonl``: what the best model says of each example, in the order of the source."""
     lines = []
     for i, (name, values) in enumerate(zip(split.ids, outputs.tolist(), strict=True)):
-        line: dict[str, Any] = {"id": name}
+        texts = [column[i] for column in (split.first, split.second) if column is not None]
+        line: dict[str, Any] = {"id": name, "texts": texts}
         if task.is_score:
             line["prediction"] = values[0]
         else:

@@ -9,7 +9,9 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -158,7 +160,7 @@ def _worker(connection: Connection, number: int, workers: int, cores: int) -> No
     """Take points until there are none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes it on as SIGTERM
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    devices = visible_devices()
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK"):
@@ -172,21 +174,28 @@ def _worker(connection: Connection, number: int, workers: int, cores: int) -> No
     connection.close()
 
 
+def visible_devices() -> list[str]:
+    """Numbers of the GPUs that this process may use, asked of the driver's program: torch is not imported yet."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [device for device in told.split(",") if device]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], check=False, capture_output=True, text=True).stdout
+    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+
+
 def _run_point(point: Point, folder: Path) -> tuple[str, str]:
     """``done``, ``busy``, ``stopped`` or ``failed``, and what to say."""
     from megatron_pixel.parallel.quiet import silence_libraries
 
     silence_libraries()
-    import torch
-
     from megatron_pixel.config.schema import ParallelConfig
     from megatron_pixel.finetuning.run import FinetuningRun
     from megatron_pixel.parallel.mesh import mesh
     from megatron_pixel.training.guards import StopSignals
 
     folder.mkdir(parents=True, exist_ok=True)
-    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
-        torch.cuda.set_device(os.getpid() % torch.cuda.device_count())
     with (folder / "lock").open("w") as lock, (folder / "log").open("a", encoding="utf-8") as log:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

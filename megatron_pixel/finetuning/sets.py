@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,13 @@ class SetMaker:
     def key(self, examples: Examples) -> str:
         """SHA-256 of all that makes the set of these examples."""
         return hashlib.sha256(f"{self._settings}\n{examples.digest()}".encode()).hexdigest()
+
+    def wait_for(self, examples: Examples) -> None:
+        """Until another process has made the set, however long that takes: no collective, which would time out."""
+        assert self._cache is not None
+        path = self._cache / self.key(examples) / "set.json"
+        while not path.is_file():
+            time.sleep(0.2)
 
     def make(self, examples: Examples) -> tuple[EncodedSet, bool]:
         """The set, and whether it was there before.

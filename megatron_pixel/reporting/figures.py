@@ -1,5 +1,6 @@
-"""Plots of the paper's Figures 3 to 6, 9 and 10 from the runs that exist, beside numbers that the paper states."""
+"""Plots of the paper's Figures 3 to 7, 9 and 10 from the runs that exist, beside numbers that the paper states."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot
 
+from megatron_pixel.config.schema import RenderingConfig
+from megatron_pixel.rendering.renderer import Renderer
 from megatron_pixel.reporting.ours import NAMES, Group, Ours, main_split, score
 from megatron_pixel.reporting.published import GLUE, LANGUAGES, TITLES, published
 from megatron_pixel.reporting.statistics import Estimate
@@ -21,7 +24,7 @@ LINES = {"text": "--", "pixel": "-", "pair": ":"}
 def draw_figures(ours: Ours, output: Path) -> list[tuple[Path, str]]:
     """Draw those that there are runs for; returns each picture and its title."""
     found = []
-    for draw in (_scaling_glue, _scaling_xnli, _batch_sizes, _fonts, _render_modes, _languages, _study):
+    for draw in (_scaling_glue, _scaling_xnli, _batch_sizes, _fonts, _colors, _render_modes, _languages, _study):
         figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
         try:
             told = draw(ours, axes)
@@ -126,6 +129,36 @@ def _fonts(ours: Ours, axes: Any) -> tuple[str, str] | None:
     axes.set(ylabel="score")
     axes.legend(fontsize=7)
     return "figure-6", "Figure 6: fine-tuning with other fonts"
+
+
+def _colors(ours: Ours, axes: Any) -> tuple[str, str] | None:
+    """Figure 7: texts of HatemojiBuild that runs on RGB and on gray pages judge differently, as both see them."""
+    read = {}
+    for group in ours.newest(ours.groups("hatemojibuild")):
+        if (group.modality, group.weights) == ("pixel", "pretrained") and group.render_mode in ("rgb", "gray"):
+            runs = ours.runs(group, "hatemojibuild")
+            path = Path(runs[0]["folder"]) / f"predictions-{main_split(runs)}.jsonl"
+            if path.is_file():
+                read[group.render_mode] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if len(read) < 2:
+        return None
+    pairs = list(zip(read["rgb"], read["gray"], strict=True))
+    differ = [pair for pair in pairs if pair[0]["prediction"] != pair[1]["prediction"] and pair[0]["texts"][0].strip()]
+    differ.sort(key=lambda pair: pair[0]["prediction"] != pair[0]["label"])
+    if not differ:
+        return None
+    figure = axes.figure
+    axes.remove()
+    grid = figure.subplots(min(4, len(differ)), 2, squeeze=False)
+    for row, pair in zip(grid, differ, strict=False):
+        for cell, mode, line in zip(row, ("rgb", "gray"), pair, strict=True):
+            page = Renderer(RenderingConfig(mode=mode, seq_length=40)).render(line["texts"][0])  # type: ignore[arg-type]
+            strip = page.patches(3).swapaxes(0, 1).reshape(16, -1, 3)
+            cell.imshow(strip[:, : 16 * 20])
+            mark = "right" if line["prediction"] == line["label"] else "wrong"
+            cell.set_title(f"{mode}: {line['prediction']} ({mark})", fontsize=7)
+            cell.set_axis_off()
+    return "figure-7", "Figure 7: HatemojiBuild as RGB and gray pages show it"
 
 
 def _render_modes(ours: Ours, axes: Any) -> tuple[str, str] | None:

@@ -12,7 +12,6 @@ from megatron_pixel.finetuning.arguments import load
 from megatron_pixel.finetuning.classifier import averaged_channels
 from megatron_pixel.finetuning.inference import open_classifier
 from megatron_pixel.finetuning.origin import PROJECTION, find_start
-from megatron_pixel.finetuning.probing import probe
 from megatron_pixel.finetuning.robustness import noisy
 from megatron_pixel.finetuning.run import FinetuningRun
 from megatron_pixel.finetuning.weights import score_name
@@ -152,13 +151,3 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         FinetuningRun(load(None, settings(place, system, modality, place / "refused", *words)), one_process)
-
-
-def test_probing_tells_every_layer(place: Path, one_process: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    from contextlib import nullcontext
-
-    monkeypatch.setattr("megatron_pixel.finetuning.probing.mesh", lambda _: nullcontext(one_process))
-    found = probe(load(None, settings(place, "dualgpt", "text", place / "probe")), lambda _: None)
-    assert len(found["pretrained"]) == len(found["random"]) == 3
-    # Ten sentences that are the training split too: the words themselves tell them apart.
-    assert found["pretrained"][0] == 1.0

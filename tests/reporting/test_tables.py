@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from megatron_pixel.config.errors import UserError
+from megatron_pixel.reporting.figures import draw_figures
 from megatron_pixel.reporting.ours import Group, Ours
+from megatron_pixel.reporting.published import GLUE, LANGUAGES
 from megatron_pixel.reporting.results import write_tables
 from megatron_pixel.reporting.statistics import Difference, Estimate, t95
 from megatron_pixel.reporting.tables import paper_tables, settings_tables, study_tables
@@ -91,6 +93,33 @@ def test_statistics() -> None:
     assert estimate.half_width == pytest.approx(4.303 / math.sqrt(3))
     assert Difference.of(estimate, Estimate.of([2.0])).half_width is None
     assert [t95(1), t95(30), round(t95(120), 2)] == [12.706, 2.042, 1.98]
+
+
+def test_every_figure_of_the_paper_is_drawn(tmp_path: Path) -> None:
+    runs = [
+        result(
+            task, "pixelgpt", "pixel", {"validation": 0.5 + step / 1000}, pretraining={"step": step, "positions": step}
+        )
+        for task in GLUE
+        for step in (10, 20)
+    ]
+    xnli = {f"test-{language}": 0.5 for language in LANGUAGES}
+    for step, mode in ((10, "rgb"), (20, "rgb"), (20, "gray")):
+        facts = {"step": step, "positions": step}
+        runs.append(result("xnli", "pixelgpt", "pixel", xnli, render_mode=mode, pretraining=facts))
+    runs.append(result("cola", "pixelgpt", "pixel", {"validation": 0.4}, settings={"lr": 1e-4, "batch": 512}))
+    runs[-1]["pretraining"] = {"step": 20, "positions": 20}
+    runs.append(result("rte", "pixelgpt", "pixel", {"validation": 0.4}, fonts=["NotoSerif.ttf"]))
+    for mode, said in (("rgb", "hate"), ("gray", "non-hate")):
+        folder = tmp_path / mode
+        folder.mkdir()
+        line = {"id": "1", "texts": ["I love 🐀"], "prediction": said, "label": "hate"}
+        (folder / "predictions-test.jsonl").write_text(json.dumps(line) + "\n")
+        runs.append(result("hatemojibuild", "pixelgpt", "pixel", {"test": 0.6}, render_mode=mode, folder=str(folder)))
+    drawn = draw_figures(Ours(runs), tmp_path)
+    assert [path.stem for path, _ in drawn] == [f"figure-{number}" for number in (3, 4, 5, 6, 7, 9, 10)]
+    assert all(path.stat().st_size > 5000 for path, _ in drawn)
+    assert not draw_figures(Ours([]), tmp_path)
 
 
 def test_everything_is_written(tmp_path: Path) -> None:
