@@ -94,7 +94,9 @@ def main() -> None:
         + ["--training.micro_batch_rows", "2", *overrides],
     )
     run("What it learnt", ["megatron_pixel/evaluate.py", "heldout", "--run", str(arguments.run)])
+    run("Report", ["megatron_pixel/report.py", str(arguments.run)])
     print(f"\nThe demo took {time.monotonic() - started:.0f} s.")
+    print(f"Report:  {arguments.run / 'report.html'}")
     print(f"Curves:  {Path(sys.executable).parent / 'tensorboard'} --logdir {arguments.run / 'tensorboard'}")
 
 

@@ -52,7 +52,7 @@ def test_an_attention_sheet_shows_the_page_and_refuses_another() -> None:
     patches = some_patches(6)
     sheet = attention_sheet(patches, np.tril(np.full((6, 6), 0.2)), "Title", patches_per_row=4)
     assert contains(np.asarray(sheet), np.concatenate(list(patches[:4]), axis=1))
-    with pytest.raises(ValueError, match=r"\\(5, 5\\) for 6 patches"):
+    with pytest.raises(ValueError, match=r"\(5, 5\) for 6 patches"):
         attention_sheet(patches, np.zeros((5, 5)))
 
 

@@ -76,12 +76,12 @@ def _head(run: RunFolder, status: Status, steps: Sequence[Record]) -> str:
     if steps:
         figures.append((f"{steps[-1]['loss']:.4f}" if steps[-1].get("loss") is not None else "none", "loss"))
     figures += [(quantity(n), name) for n, name in ((tokens, "tokens learnt"), (patches, "patches learnt")) if n]
-    rates = ((status.tokens_per_second, "tokens a second"), (status.patches_per_second, "patches a second"))
+    rates = ((status.tokens_per_second, "tokens/s"), (status.patches_per_second, "patches/s"))
     figures += [(quantity(rate), name) for rate, name in rates if rate]
     if status.mfu:
-        figures.append((f"{status.mfu:.1%}", "model FLOPs utilization"))
+        figures.append((f"{status.mfu:.1%}", "of the bf16 peak"))
     if status.memory_gb:
-        figures.append((f"{status.memory_gb:.3g} GB", "memory, largest rank"))
+        figures.append((f"{status.memory_gb:.3g} GB", "memory at most"))
     figures.append((str(max(0, status.starts - 1)), "restarts"))
     if status.seconds_left and status.state == "training":
         figures.append((duration(status.seconds_left), "left"))
