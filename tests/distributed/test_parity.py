@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.cases import Case, Layout, Line, Share
+from tests.distributed.deviations import note
 from tests.distributed.harness import run_ranks
 
 SYSTEMS = ("textgpt", "pixelgpt", "monogpt", "dualgpt")
@@ -144,17 +145,16 @@ def relative(value: float | None, other: float | None) -> float:
     return 0.0 if value is None or other is None else abs(value - other) / abs(other)
 
 
-def show(capsys: pytest.CaptureFixture[str], columns: Sequence[str], table: dict[Case, tuple[float, ...]]) -> None:
-    with capsys.disabled():
-        print(f"\n{'largest relative deviation from one process':60} " + " ".join(f"{name:>9}" for name in columns))
-        for case, values in table.items():
-            print(f"{case!s:60} " + " ".join(f"{value:9.1e}" for value in values))
+def show(columns: Sequence[str], table: dict[Case, tuple[float, ...]]) -> None:
+    note(f"{'relative, of':60} " + " ".join(f"{name:>9}" for name in columns))
+    for case, values in table.items():
+        note(f"{case!s:60} " + " ".join(f"{value:9.1e}" for value in values))
 
 
-def test_every_layout_is_one_process(found: Result, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_layout_is_one_process(found: Result) -> None:
     cases = [case for case in [*FP32, *MORE, *INNER] if case != truth_of(case)]
     table: dict[Case, tuple[float, ...]] = {case: deviations(found, case) for case in cases}
-    show(capsys, ["steps", "held-out", "weights"], table)
+    show(["steps", "held-out", "weights"], table)
     for case, values in table.items():
         assert max(values) < 1e-5, str(case)
 
@@ -194,11 +194,11 @@ def bf16_deviations(found: Result, case: Case, truth: Case) -> tuple[float, floa
     return of_losses, of_norms, of_bound
 
 
-def test_bf16_stays_within_its_roundings(found: Result, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bf16_stays_within_its_roundings(found: Result) -> None:
     truth = Case("dualgpt", words=BF16)
     table: dict[Case, tuple[float, ...]] = {truth: bf16_deviations(found, truth, Case("dualgpt"))}
     table |= {case: bf16_deviations(found, case, truth) for case in [*SAME_OPERATIONS, *OTHER_OPERATIONS]}
-    show(capsys, ["losses", "norms", "of bound"], table)
+    show(["losses", "norms", "of bound"], table)
     assert table[truth][0] > 1e-6, "bf16 must not run in fp32"
     for case, values in table.items():
         assert values[2] < 1, str(case)

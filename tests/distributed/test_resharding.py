@@ -19,6 +19,7 @@ from megatron_pixel.training.canonical import TENSORS, open_source
 from megatron_pixel.training.heldout import evaluate_run
 from megatron_pixel.training.resharding import reshard
 from megatron_pixel.training.run import Run
+from tests.distributed.deviations import note
 from tests.distributed.harness import run_ranks, use_store
 from tests.distributed.tiny_run import tiny
 
@@ -265,7 +266,7 @@ def test_written_tensors_are_those_of_one_process(found: Found, spread: Spread) 
     check_equal(checkpoint(found.root, ONE, 0), checkpoint(found.root, spread, 0))
     after = deviations(checkpoint(found.root, ONE, 3), checkpoint(found.root, spread, 3))
     shown = (f"{what} {d.largest:.1e}, {d.relative:.1e} of {d.name}" for what, d in after.items())
-    print(f"{spread} after 3 steps: " + "; ".join(shown))
+    note(f"{spread} after 3 steps: " + "; ".join(shown))
     for what, deviation in after.items():
         assert deviation.largest < 1e-6, what
         # A bias that starts at zero has moved by 3e-3 at the most; squared gradients are small all over.
@@ -287,7 +288,7 @@ def check_read(found: Found, name: str, source: Path, truth: list[float], bound:
         assert min(result["before"]) > 1e-2, "the model was the same before it was loaded"
         worst = max(abs(a / b - 1) for a, b in zip(result["losses"], truth[3:], strict=True))
         assert worst < bound, (result["losses"], truth)
-    print(f"{name}: losses of steps 4 to 6 {worst:.1e}")
+    note(f"{name}: losses of steps 4 to 6 {worst:.1e}")
 
 
 @pytest.mark.parametrize("spread", EXACT, ids=str)
