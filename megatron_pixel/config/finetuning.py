@@ -56,6 +56,40 @@ class InputConfig:
 
 
 @dataclass
+class FinetuningRunSection(RunSection):
+    """Where a run lives."""
+
+    dir: str = "runs/finetuned"
+    """Folder of the run: config.yaml, metrics.jsonl, result.json, predictions, the best model."""
+
+
+@dataclass
+class FinetuningOptimizer(OptimizerConfig):
+    """AdamW and its schedule, as in pretraining (paper, Table 11)."""
+
+    lr: float = 3e-5
+    """Peak learning rate."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly from 0 to ``lr``."""
+
+
+@dataclass
+class FinetuningLength(TrainingConfig):
+    """Length, batch and precision of a run."""
+
+    steps: int = 2000
+    """Optimizer steps of the whole run, which the learning-rate schedule spans."""
+    stop_after: int | None = None
+    """Of pretraining; a fine-tuning run ends early by ``stopping`` or a signal."""
+    seed: int = 42
+    """Of the new classifier, the dropout and the order of the examples."""
+    global_batch_rows: int = 64
+    """Examples of one optimizer step over all devices."""
+    micro_batch_rows: int = 8
+    """Examples of one forward pass on one device."""
+
+
+@dataclass
 class StoppingConfig:
     """Evaluation during training, and early stopping."""
 
@@ -86,14 +120,12 @@ class FinetuningConfig:
     """Write predictions-SPLIT.jsonl, with the scores of the best model for every example."""
     keep_model: bool = True
     """Keep the best model in the run's folder; without it only its results are kept."""
-    run: RunSection = field(default_factory=lambda: RunSection(dir="runs/finetuned"))
+    run: FinetuningRunSection = field(default_factory=FinetuningRunSection)
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
     input: InputConfig = field(default_factory=InputConfig)
     rendering: RenderingOverrides = field(default_factory=RenderingOverrides)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-5, warmup_steps=100))
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(steps=2000, seed=42, global_batch_rows=64, micro_batch_rows=8)
-    )
+    optimizer: FinetuningOptimizer = field(default_factory=FinetuningOptimizer)
+    training: FinetuningLength = field(default_factory=FinetuningLength)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
     deepspeed_config: str = "ds_configs/zero1.json"
     """DeepSpeed's own settings (ZeRO stage, offload), as in pretraining."""

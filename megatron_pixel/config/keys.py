@@ -62,7 +62,15 @@ def _hints(schema: type) -> dict[str, Any]:
 
 @functools.cache
 def field_docs(schema: type) -> dict[str, str]:
-    """Docstrings under the fields of a dataclass, joined to one line each, by field name."""
+    """Docstrings under the fields of a dataclass and of those that it extends, joined to one line each, by name."""
+    docs: dict[str, str] = {}
+    for parent in reversed(schema.__mro__):
+        if dataclasses.is_dataclass(parent):
+            docs |= _own_docs(parent)
+    return docs
+
+
+def _own_docs(schema: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}

@@ -112,5 +112,7 @@ def check(config: FinetuningConfig, where: dict[str, str] | None = None) -> None
         problems.append(f"{place('optimizer.lr')}optimizer.lr: {config.optimizer.lr} is not above 0")
     if not 0 <= config.dropout < 1:
         problems.append(f"{place('dropout')}dropout: {config.dropout} is outside 0 to 1")
+    if config.training.stop_after is not None:
+        problems.append("training.stop_after: of pretraining alone; here stopping.patience ends a run early")
     if problems:
         raise UserError("\n  ".join(problems))

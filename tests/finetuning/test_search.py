@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from megatron_pixel.config.errors import UserError
+from megatron_pixel.config.finetuning import FinetuningConfig
+from megatron_pixel.config.keys import settings
 from megatron_pixel.finetuning.arguments import load
 from megatron_pixel.finetuning.grid import find_grid, read_points, sampled
 from megatron_pixel.finetuning.search import array_share, results_below, search, share_of, summary
@@ -77,6 +79,13 @@ def test_bad_grids_are_refused(tmp_path: Path, text: str, message: str) -> None:
 def test_unknown_grids_name_the_papers() -> None:
     with pytest.raises(UserError, match=r"no file nothing; the paper's own are table11, table12, table13, table14"):
         find_grid("nothing")
+
+
+def test_defaults_are_those_of_fine_tuning() -> None:
+    config = load(None)
+    assert (config.optimizer.lr, config.optimizer.warmup_steps, config.optimizer.beta2) == (3e-5, 100, 0.999)
+    assert (config.training.steps, config.training.seed, config.training.global_batch_rows) == (2000, 42, 64)
+    assert all(setting.doc for setting in settings(FinetuningConfig).values())
 
 
 def test_the_papers_settings_stand_below_those_of_the_command_line() -> None:
