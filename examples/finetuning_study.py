@@ -136,11 +136,11 @@ def grid(folder: Path, labelled: Path, tokenizer: Path, seeds: int) -> Path:
             "input.cache": str(folder / "cache"),
             "keep_model": False,
             "predictions": False,
-            "training.steps": 100,
-            "training.global_batch_rows": 32,
+            "training.steps": 200,
+            "training.global_batch_rows": 16,  # many small steps: examples, not noise, are what is short
             "training.micro_batch_rows": 16,
             "training.precision": "fp32",
-            "optimizer.warmup_steps": 10,
+            "optimizer.warmup_steps": 20,
             "stopping.every": 0,  # scored once, at the end: nothing is chosen on the split that is reported
         },
         "cases": cases,
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1600, help="rows that each system is trained on")
     parser.add_argument("--seeds", type=int, default=3, help="fine-tunings of each kind")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side")
+    parser.add_argument("--output", type=Path, help="folder for the table (default: that of the fine-tuning runs)")
     arguments, overrides = parser.parse_known_args()
     os.chdir(Path(__file__).resolve().parent.parent)
     started = time.monotonic()
@@ -182,7 +183,8 @@ def main() -> None:
         ["megatron_pixel/finetune.py", "search", "--grid", str(points), "--output", str(finetuned)]
         + ["--workers", str(arguments.jobs), *overrides],
     )
-    demo.run("Table", ["megatron_pixel/evaluate.py", "table", "--runs", str(finetuned)])
+    output = arguments.output or finetuned
+    demo.run("Table", ["megatron_pixel/evaluate.py", "table", "--runs", str(finetuned), "--output", str(output)])
     print(f"\nThe study took {time.monotonic() - started:.0f} s.")
 
 
