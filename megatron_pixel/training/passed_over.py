@@ -48,6 +48,11 @@ def read(folder: Path) -> tuple[Ranges, int]:
     return joined((int(first), int(last)) for first, last in content["batches"]), int(content["rewinds"])
 
 
+def forget(folder: Path) -> None:
+    """For a run that does not go on from its own checkpoints: what their rewinds took out is not its concern."""
+    (folder / FILE).unlink(missing_ok=True)
+
+
 def write(folder: Path, ranges: Ranges, rewinds: int) -> None:
     """Keep what :func:`read` reads; whole or not at all."""
     part = folder / f"{FILE}.part"

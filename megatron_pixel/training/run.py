@@ -23,6 +23,7 @@ from megatron_pixel.data.rows import Kind, MicroBatch
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import stage_specs
 from megatron_pixel.parallel.build import build_training
+from megatron_pixel.parallel.cut import boundaries
 from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
 from megatron_pixel.parallel.engine import merged_config
 from megatron_pixel.parallel.layout import check_layout
@@ -142,7 +143,7 @@ class Run:
             sequence_parallel="sequence_parallel" in config.parallel.experimental,
         )
         self._execution, self._parameters = build_training(
-            specs, config.model.layers, merged, config.optimizer.weight_decay, mesh
+            specs, boundaries(config), merged, config.optimizer.weight_decay, mesh
         )
         self._engine = self._execution.engine
 
@@ -150,9 +151,11 @@ class Run:
         """Which rows each step takes: what the settings, the checkpoint and rewinds of this run say."""
         ranges = list(parse_ranges(self._config.guards.skip_steps))
         self._rewinds = 0
-        if self._config.checkpoint.resume == "auto":
+        if found is not None and found.folder.parent == self._checkpoints:
             kept, self._rewinds = passed_over.read(self._folder)
             ranges += kept
+        elif self._mesh.is_main:
+            passed_over.forget(self._folder)
         if found is not None:
             state = json.loads((found.folder / checkpoint_files.STATE).read_text(encoding="utf-8"))
             ranges += [(first, last) for first, last in state.get("passed_over", [])]
@@ -208,7 +211,8 @@ class Run:
         signals.add((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
         try:
             stopped_by = self._train(trainer, milestones, signals, hooks)
-            self._saver.wait()
+            with self._guards.watchdog.paused():
+                self._saver.wait()
         finally:
             signals.restore()
             trainer.observer.close()

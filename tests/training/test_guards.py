@@ -120,3 +120,6 @@ def test_what_rewinds_took_out_is_kept(tmp_path: Path) -> None:
     assert passed_over.read(tmp_path) == ((), 0)
     passed_over.write(tmp_path, ((3, 6), (9, 9)), 2)
     assert passed_over.read(tmp_path) == (((3, 6), (9, 9)), 2)
+    passed_over.forget(tmp_path)
+    passed_over.forget(tmp_path)
+    assert passed_over.read(tmp_path) == ((), 0)
