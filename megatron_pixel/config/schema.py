@@ -196,6 +196,9 @@ class ParallelConfig:
     """Devices that share each layer's matrices."""
     pipeline: int = 1
     """Devices that share the list of layers."""
+    pipeline_cut: Literal["layers", "cost"] = "layers"
+    """How they share it: as many decoder layers on each as can be (``layers``), or fewer beside embedding and heads,
+    so that all of them compute about as long (``cost``)."""
     activation_checkpointing: str = "none"
     """Decoder layers whose activations are computed again in the backward pass instead of kept: ``none``, ``all``, or
     numbers and ranges such as ``1-12,24``. Saves memory, costs up to a third more computing."""

@@ -14,13 +14,13 @@ from megatron_pixel.parallel.mesh import Mesh
 
 
 def build_training(
-    specs: Sequence[StageSpec], layers: int, config: Mapping[str, Any], weight_decay: float, mesh: Mesh
+    specs: Sequence[StageSpec], boundaries: Sequence[int], config: Mapping[str, Any], weight_decay: float, mesh: Mesh
 ) -> tuple[Training, int]:
     """Build this rank's share of the model and the DeepSpeed engine around it; collective.
 
     Args:
         specs: the whole list of stages.
-        layers: decoder layers in it.
+        boundaries: of the pipeline ranks in it; see :func:`megatron_pixel.parallel.cut.boundaries`.
         config: DeepSpeed's, from :func:`megatron_pixel.parallel.engine.merged_config`.
         weight_decay: for matrices.
         mesh: where this process stands.
@@ -33,7 +33,7 @@ def build_training(
         from megatron_pixel.parallel.pipeline import PipelinedStages
 
         training = PipelineTraining(Clock(mesh.device))
-        pipeline = PipelinedStages(specs, layers, mesh, training.loss)
+        pipeline = PipelinedStages(specs, boundaries, mesh, training.loss)
         parameters = _count_parameters(pipeline, mesh)
         return training.attach(build_engine(pipeline, config, weight_decay, mpu=None)), parameters
     model = nn.Sequential(*(spec.build() for spec in specs)).to(mesh.device)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from megatron_pixel.model.batch import Travelling
 from megatron_pixel.model.stages import StageSpec
-from megatron_pixel.parallel.cut import cut
 from megatron_pixel.parallel.engine import start_communication
 from megatron_pixel.parallel.mesh import Mesh
 
@@ -27,13 +26,13 @@ class PipelinedStages(PipelineModule):
 
     Args:
         specs: the whole list of stages.
-        layers: decoder layers in it.
+        boundaries: of the pipeline ranks in it.
         mesh: where this process stands.
         loss: takes the outputs and the labels that the data iterator gave; called on the last rank.
     """
 
-    def __init__(self, specs: Sequence[StageSpec], layers: int, mesh: Mesh, loss: LastLoss) -> None:
-        self._boundaries = cut(layers, mesh.pipe_size)
+    def __init__(self, specs: Sequence[StageSpec], boundaries: Sequence[int], mesh: Mesh, loss: LastLoss) -> None:
+        self._boundaries = list(boundaries)
         topology = PipeModelDataParallelTopology(num_pp=mesh.pipe_size, num_mp=mesh.tensor_size, num_dp=mesh.data_size)
         start_communication()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its seeds and its topology

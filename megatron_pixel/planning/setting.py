@@ -10,7 +10,7 @@ from megatron_pixel.config.mixture import parse_mixture
 from megatron_pixel.config.schema import ModelConfig, PairConfig, RunConfig
 from megatron_pixel.data.mixture import Mixture
 from megatron_pixel.data.rows import Kind
-from megatron_pixel.parallel.cut import cut
+from megatron_pixel.parallel.cut import boundaries
 from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
 from megatron_pixel.parallel.layout import data_parallel_size
 from megatron_pixel.planning.parameters import Parameter, parameters
@@ -69,6 +69,8 @@ class Setting:
     tensor: int
     pipeline: int
     data: int
+    boundaries: list[int]
+    """Of the pipeline ranks in the list of stages."""
     node: int
     """Devices of a node."""
     zero: Zero
@@ -107,6 +109,7 @@ class Setting:
             tensor=parallel.tensor,
             pipeline=parallel.pipeline,
             data=data,
+            boundaries=boundaries(config),
             node=node,
             zero=Zero.of(file),
             touch_all=file.touches_all,
@@ -134,11 +137,6 @@ class Setting:
     def positions(self) -> int:
         """Of a micro-batch."""
         return self.rows * self.model.seq_length
-
-    @cached_property
-    def boundaries(self) -> list[int]:
-        """Of the pipeline ranks in the list of stages; see :func:`megatron_pixel.parallel.cut.cut`."""
-        return cut(self.model.layers, self.pipeline)
 
     def stages(self, pipe: int) -> range:
         """Stages of a pipeline rank."""
