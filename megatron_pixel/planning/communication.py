@@ -135,10 +135,26 @@ def _micro_batch(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, in
     # Forward behind the projection and behind the feed-forward layer, backward in front of both. What is computed again
     # stops at the last thing that is needed, in front of its second sum.
     count = 4 * len(layers) + again
-    yield Traffic("tensor", "all_reduce", "tensor", count * hidden, count)
+    if setting.sequence_parallel:
+        yield from _by_position(setting, pipe, hidden, len(layers), again)
+    else:
+        yield Traffic("tensor", "all_reduce", "tensor", count * hidden, count)
     if setting.is_last(pipe):
         yield from _token_head(setting, kind, targets[0])
     yield from _handed_on(setting, pipe)
+
+
+def _by_position(setting: Setting, pipe: int, hidden: int, layers: int, again: int) -> Iterator[Traffic]:
+    """Sequence parallelism: a gather in front of each split layer, a scatter behind it, and their opposites backward.
+
+    It runs on CUDA devices only, so these sums are not held against a run.
+    """
+    gathers = 6 * layers + 2 * again + setting.is_first(pipe) + setting.is_last(pipe)
+    scatters = 4 * layers + again
+    yield Traffic("tensor", "all_gather", "tensor", gathers * hidden, gathers)
+    yield Traffic("tensor", "reduce_scatter", "tensor", scatters * hidden, scatters)
+    norms = 2 * layers + setting.is_last(pipe)
+    yield Traffic("tensor", "all_reduce", "tensor", norms * setting.model.hidden * setting.width, norms)
 
 
 def _token_head(setting: Setting, kind: Kind, targets: int) -> Iterator[Traffic]:
@@ -152,6 +168,7 @@ def _token_head(setting: Setting, kind: Kind, targets: int) -> Iterator[Traffic]
 def _handed_on(setting: Setting, pipe: int) -> Iterator[Traffic]:
     """Hidden states and their gradients between neighbors; tensor-parallel ranks send a part each and gather it."""
     hidden = setting.positions * setting.model.hidden * setting.width
+    hidden //= setting.tensor if setting.sequence_parallel else 1
     # A part travels with its shape, its number and the boundaries of all parts, as 64-bit integers.
     part, messages = (hidden, 1) if setting.tensor == 1 else (hidden // setting.tensor + 8 * (setting.tensor + 7), 2)
     if not setting.is_last(pipe):
