@@ -114,7 +114,7 @@ class RunFolder:
 
     def log(self) -> list[tuple[datetime | None, str]]:
         """The end of what the run said: time and line."""
-        said = []
+        said: list[tuple[datetime | None, str]] = []
         for line in _end_of(self.path / "logs" / "pretrain.log", LOG_TAIL_BYTES):
             stamp, _, text = line.partition("  ")
             try:
