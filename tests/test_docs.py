@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from launcher.submit import parse as parse_submission
 from megatron_pixel.config import RenderingConfig, RunConfig, load_config, settings
 from megatron_pixel.config.command_line import reference
 from megatron_pixel.config.keys import sections
@@ -23,9 +24,10 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
 ]
 TRAINING = "megatron_pixel/pretrain.py"
+SUBMITTING = "launcher/submit.py"
 SUPERVISOR = "launcher/supervise.py"
 LAUNCHERS = {"torchrun", "deepspeed", "srun", "mpirun", "sbatch"}
-SYSTEM_PROGRAMS = {"cd", "export", "git", "source", "pre-commit", "ruff", "mypy", "tensorboard", "scancel", "squeue"}
+SYSTEM_PROGRAMS = set("cd export git source pre-commit ruff mypy tensorboard scancel squeue sed".split())
 """Programs that are not ours, whose options are not checked; any other must be known to :func:`check`."""
 
 
@@ -86,6 +88,10 @@ def check_program(program: str, words: Sequence[str]) -> None:
         own = [i for i, word in enumerate(words) if word in known and word not in options(TRAINING)]
         words = [word for i, word in enumerate(words) if i not in own and i - 1 not in own]
         check_program(TRAINING, words)
+        return
+    if program == SUBMITTING:
+        _, _, settings_of_run = parse_submission(words)
+        load_config(ROOT / words[words.index("--config") + 1], settings_of_run)
         return
     for word in words:
         if word.startswith("--"):

@@ -136,6 +136,10 @@ class SlurmCluster:
         """What one of SLURM's commands prints."""
         return self._call(*words)
 
+    def run(self, *words: str, cwd: Path) -> str:
+        """What a command prints that waits for its job."""
+        return self._call(*words, cwd=cwd, seconds=300)
+
     def job(self, number: str) -> dict[str, str]:
         """What ``scontrol show job`` tells, by name; of an array only its first task."""
         told = self._call("scontrol", "--oneliner", "show", "job", number)
@@ -160,11 +164,18 @@ class SlurmCluster:
             parts += [f"--- {file.name}", *file.read_text(errors="replace").splitlines()[-25:]]
         return "\n".join(parts)
 
-    def _call(self, *words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+    def _call(
+        self, *words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, seconds: float = 60
+    ) -> str:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         clean["PATH"] = f"{clean['PATH']}:/usr/sbin:/sbin"
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=60, cwd=cwd, env={**clean, **self.environ, **(env or {})}
+            words,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            cwd=cwd,
+            env={**clean, **self.environ, **(env or {})},
         )
         if done.returncode:
             raise ClusterError(f"{' '.join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}")
