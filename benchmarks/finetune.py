@@ -85,10 +85,10 @@ def ours(size: str, steps: int) -> dict[str, float]:
         train = RowBuilder(encoded, "text", 16, 3)
         fitter = Fitter(engine, train, labels, GLUE["sst2"], score, 2, config, here)
         for step in range(1, config.training.steps + 1):
-            started = time.perf_counter(), time.process_time()
-            fitter._step(step)
+            started = time.perf_counter()
+            fitter.step(step)
             if step > WARM_UP:
-                seconds.append(time.perf_counter() - started[0])
+                seconds.append(time.perf_counter() - started)
     return {"examples_per_second": BATCH / float(np.median(seconds)), "parameters": _count(network)}
 
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -117,6 +117,8 @@ def _run(todo: list[Point], output: Path, workers: int, report: Report, show: Ca
                     if process.exitcode and not report.stopped:
                         report.failed[f"worker {process.pid}"] = f"ended with status {process.exitcode}"
                     continue
+                if kind == "stopped":
+                    continue  # the worker is leaving
                 done += 1
                 if kind == "done":
                     report.finished += 1
@@ -131,7 +133,8 @@ def _run(todo: list[Point], output: Path, workers: int, report: Report, show: Ca
 
 
 def _give(connection: Connection, waiting: list[Point], output: Path) -> None:
-    connection.send((waiting.pop(), output) if waiting else None)
+    with suppress(BrokenPipeError):  # a worker that a signal has ended; its connection tells so next
+        connection.send((waiting.pop(), output) if waiting else None)
 
 
 def _stop(

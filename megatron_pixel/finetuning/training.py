@@ -107,7 +107,7 @@ class Fitter:
         worse = 0
         for step in range(1, config.training.steps + 1):
             start = time.perf_counter()
-            loss, rate = self._step(step)
+            loss, rate = self.step(step)
             seconds = time.perf_counter() - start
             fit.steps, fit.seconds = step, fit.seconds + seconds
             fit.examples += config.training.global_batch_rows
@@ -132,7 +132,7 @@ class Fitter:
                 break
         return fit
 
-    def _step(self, step: int) -> tuple[float, float]:
+    def step(self, step: int) -> tuple[float, float]:
         """One optimizer step; the mean loss over all of its examples, and the learning rate."""
         config, mesh = self._config, self._mesh
         training = config.training

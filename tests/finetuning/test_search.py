@@ -1,6 +1,10 @@
 """Grids, points and their folders; what is done, what is left, what failed."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,3 +127,39 @@ cases:
     assert [result["system"] for result in results] == ["dualgpt"]
     assert "custom dualgpt text pretrained: accuracy" in summary(results)
     assert any("3 points: 1 done before, 2 to do" in line for line in said)
+
+
+def test_a_search_that_is_stopped_goes_on(place: Path, tmp_path: Path) -> None:
+    """SIGTERM ends it between two steps; the next call has the points that are left."""
+    words = [
+        "--checkpoint",
+        f"{place}/textgpt",
+        "--modality",
+        "text",
+        "--examples.path",
+        str(place),
+        "--input.cache",
+        "",
+    ]
+    words += ["--input.tokenizer", f"{place}/tokenizer.model", "--training.precision", "fp32"]
+    words += ["--training.global_batch_rows", "5", "--training.micro_batch_rows", "5", "--optimizer.warmup_steps", "1"]
+    (tmp_path / "grid.yaml").write_text("grid: {training.steps: [2, 100000]}", encoding="utf-8")
+    program = Path(__file__).parents[2] / "megatron_pixel" / "finetune.py"
+    command = [sys.executable, str(program), "search", "--grid", str(tmp_path / "grid.yaml"), *words]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        lines = iter(process.stdout)
+        assert any("[1/2]" in line for line in lines), "the short point ends"
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        rest = "".join(lines)
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
+    assert "stopping: the points under way begin anew" in rest
+    assert "Traceback" not in rest
+    assert "failed" not in rest
+    assert len(results_below(tmp_path / "out")) == 1
