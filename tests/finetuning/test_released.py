@@ -26,7 +26,7 @@ def test_a_released_model_starts_a_run_in_its_own_layout(place: Path, one_proces
     for name in ("0.tokens.weight", "0.patches.projection.weight", "2.layer.mlp.linear_fc1.weight", "3.norm.weight"):
         assert torch.equal(start.weights.read(name), ours.weights.read(name))
     words = settings(place, "dualgpt", "pair", tmp_path / "run", "--training.steps", "2")
-    words += ["--checkpoint", str(tmp_path / "released"), "--input.tokenizer", ""]
+    words += ["--checkpoint", str(tmp_path / "released"), "--input.tokenizer", "", "--rendering.preset", "default"]
     built = FinetuningRun(load(None, words), one_process, lambda _: None)
     batch = built._train.batch(np.arange(2))
     patches, tokens = batch.modality == 2, batch.modality == 1
