@@ -1,7 +1,6 @@
 """What a frozen model's layers hold: a linear classifier on the states of each, beside one on random weights."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,7 @@ def probe(config: FinetuningConfig, show: Callable[[str], None] = print) -> dict
                 here.device
             )
             if weights == "pretrained":
-                load_start(network, replace(start, fine_tuned=False), inputs.model, data.classes, "new")
+                load_start(network, start, inputs.model, data.classes, "new")
             states = [_states(network, part, config.modality, here) for part in rows]
             found[weights] = [
                 task.score(held, _fit(train, targets, test))[task.metric] for train, test in zip(*states, strict=True)

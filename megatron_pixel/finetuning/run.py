@@ -302,5 +302,9 @@ def ending(result: dict[str, Any], folder: Path) -> str:
     for name, scores in result["scores"].items():
         shown = ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
         lines.append(f"  {name}: {shown}; majority {result['metric']} {result['majority'][name]:.4f}")
+    for kind in ("validation", "test"):
+        found = [scores[result["metric"]] for name, scores in result["scores"].items() if name.startswith(f"{kind}-")]
+        if len(found) > 1:
+            lines.append(f"  mean of {len(found)} {kind} splits: {result['metric']} {sum(found) / len(found):.4f}")
     lines.append(f"result, predictions and model: {folder}")
     return "\n".join(lines)
