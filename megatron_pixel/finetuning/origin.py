@@ -68,7 +68,6 @@ class Start:
     tokenizer_sha256: str | None
     """First digits of the hash of the tokenizer that it was trained with."""
     released: bool
-    fine_tuned: bool = False
     classes: list[str] | None = None
     """Of a fine-tuned model; None for a score."""
     modality: str | None = None
@@ -136,7 +135,6 @@ def _fine_tuned(saved: "SavedModel") -> Start:
         tokenizer_sha256=facts["tokenizer_sha256"],
         released=facts["released"],
         classes=facts["labels"],
-        fine_tuned=True,
         modality=facts["modality"],
         positions=facts.get("positions"),
     )
@@ -184,7 +182,6 @@ def _released(folder: Path) -> Start:
         tokenizer_file=source.tokenizer,
         tokenizer_sha256=None,
         released=True,
-        fine_tuned=score in source.shapes,
         classes=_class_names(folder) if score in source.shapes else None,
     )
 
