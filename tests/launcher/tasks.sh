@@ -4,6 +4,9 @@ echo "task $SLURM_PROCID of $SLURM_NTASKS, $SLURM_LOCALID on $SLURMD_NODENAME, s
 echo "meets at $MASTER_ADDR${MASTER_PORT:+:$MASTER_PORT}, $OMP_NUM_THREADS threads, lead $MEGATRON_PIXEL_LEAD, end $MEGATRON_PIXEL_END_TIME"
 case $ROLE in
   status=*) exit "${ROLE#status=}" ;;
+  deaf)  # a signal kills it, as it does a program that has not come to handle it
+    [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0
+    exec sleep 20 ;;
   wait)
     trap 'echo "saved for USR1"; exit 75' USR1
     trap 'echo "saved for TERM"; exit 75' TERM

@@ -67,15 +67,19 @@ def test_only_crashes_are_started_again(status: int, starts: int, slurm: SlurmCl
 
 
 def test_the_warning_saves_and_requeues(slurm: SlurmCluster, tmp_path: Path) -> None:
-    """Two jobs and the second task of an array; one of the jobs is warned before its tasks are there."""
-    (tmp_path / "early").mkdir()
+    """The second task of an array, a job before its tasks are there, and one whose tasks die of the warning."""
+    for name in ("early", "deaf"):
+        (tmp_path / name).mkdir()
+    deaf = Job(slurm, tmp_path / "deaf", "deaf").starts()
+    slurm.call("scancel", "--batch", "--signal=USR1", deaf.number)
     early = Job(slurm, tmp_path / "early", "wait")
     wait_until(lambda: "1 tasks on" in early.said(), 20, slurm.logs)
     slurm.call("scancel", "--batch", "--signal=USR1", early.number)
     array = Job(slurm, tmp_path, "wait", "--array=1-2", "seed-%a").starts("2")
     slurm.call("scancel", "--batch", "--signal=USR1", f"{array.number}_2")
     assert early.ends()["Restarts"] == "1"
-    wait_until(lambda: "start 1" in array.said("2"), 30, slurm.logs)
+    assert (deaf.ends()["JobState"], slurm.job(deaf.number)["Restarts"]) == ("COMPLETED", "1")
+    wait_until(lambda: "start 1: -u" in array.said("2"), 30, lambda: array.said("2") + slurm.logs())
     assert "saved for USR1" in array.said("2")
     assert "requeued to go on" in array.said("2")
     assert Counter(re.findall(r"start (\d): .*(seed-\d)", array.said("2"))) == {("0", "seed-2"): 1, ("1", "seed-2"): 1}
