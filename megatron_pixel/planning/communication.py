@@ -187,6 +187,10 @@ def _norms(setting: Setting, pipe: int) -> Iterator[Traffic]:
         yield Traffic("control", "all_reduce", shares, 4)
     else:
         width = 8 if setting.zero.stage == 3 else 4
+        if setting.bf16 and setting.zero.stage < 3:
+            # Whether a gradient is not finite.
+            yield Traffic("control", "all_reduce", "data", 1)
+            yield Traffic("control", "all_reduce", shares, 1)
         for group in norm_groups(setting, pipe):
             yield Traffic("control", "all_reduce", "data", width * group)
             yield Traffic("control", "all_reduce", shares, width * group)
@@ -216,13 +220,17 @@ def norm_groups(setting: Setting, pipe: int) -> list[int]:
 
 def _loop(setting: Setting) -> Iterator[Traffic]:
     """The loop's own: targets of the step; losses, gradient norms by stage, figures of all ranks; a signal to stop."""
-    yield Traffic("control", "all_reduce", "data", 4 * 8)
+    yield Traffic("control", "all_reduce", "data", 8 * COUNTS)
     blocks = -(-setting.model.layers // max(1, -(-setting.model.layers // LAYER_BLOCKS)))
     losses = 2 * (LOSSES + setting.losses_by_source)
     yield Traffic("control", "all_reduce", "world", 8 * (losses + STAGES + blocks + FIGURES * setting.devices))
-    yield Traffic("control", "all_reduce", "world", 8)
+    yield Traffic("control", "all_reduce", "world", 8 * FLAGS)
 
 
+COUNTS = 6
+"""What a step holds: targets, positions, patches, pairs of positions that see each other, a digest of its rows."""
+FLAGS = 3
+"""A signal or the end of the time; whether the step was skipped, and whether it was taken."""
 LOSSES = 4
 """Kinds of loss, each a sum and a count."""
 STAGES, LAYER_BLOCKS = 5, 6

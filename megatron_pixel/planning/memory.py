@@ -80,6 +80,8 @@ def gradient_bytes(setting: Setting, pipe: int, data: int = 0) -> int:
     if stage == 1:
         tokens, patches = any(map(has_tokens, setting.kinds)), any(map(has_patches, setting.kinds))
         return 4 * sum(p.share(t) for p in held if setting.touch_all or p.used_by(tokens, patches))
+    if setting.zero.offload and not setting.bf16:
+        return 0  # they add up on the host
     if setting.bf16:
         return 4 * sum(flat_size(group, setting) // setting.data for group in groups(held))
     return _stage_2_fp32(setting, held, data)
@@ -109,7 +111,7 @@ def _buffers(setting: Setting, pipe: int) -> int:
     held, zero, wire = setting.held(pipe), setting.zero, setting.communication
     sizes = [sum(p.share(setting.tensor) for p in group) for group in groups(held)]
     if zero.stage == 3:
-        live = gathered_in_a_step(setting).most if setting.data > 1 else sum(sizes)
+        live = gathered_in_a_step(setting).most
         bucket = min(zero.bucket, sum(sizes))
         # The bucket, and a copy of it in the order of ranks; weights that are whole.
         return setting.width * live + wire * (zero.bucket + bucket)
