@@ -147,13 +147,19 @@ class FileWriter:
         self._file.write(struct.pack("<Q", len(text)) + text)
 
     def write(self, name: str, values: Tensor) -> None:
-        """The next tensor: values in its order, in any strides, shape and floating dtype."""
+        """The next tensor: values in its order, in any strides, shape and floating dtype.
+
+        Raises:
+            UserError: finite values that fp16 would make infinite.
+        """
         planned = self._plan[self._next]
         if planned.name != name or values.numel() != math.prod(planned.shape):
             raise ValueError(f"{name} {list(values.shape)} where {planned.name} {list(planned.shape)} was planned")
         self._next += 1
         for stretch in _stretches(values, DTYPES[planned.dtype].itemsize):
             data = stretch.to(DTYPES[planned.dtype]).contiguous()
+            if planned.dtype == "fp16" and bool((data.isinf() & stretch.isfinite()).any()):
+                raise UserError(f"{name} holds values that fp16 has no room for (beyond 65,504): use bf16 or fp32")
             self._file.write(memoryview(data.view(-1).view(torch.uint8).numpy()))
 
     def __enter__(self) -> Self:

@@ -74,6 +74,18 @@ def test_a_file_that_was_not_written_to_its_end_is_an_error(tmp_path: Path) -> N
         file.write("b", torch.zeros(2))
 
 
+def test_values_that_fp16_cannot_hold(tmp_path: Path) -> None:
+    values = torch.tensor([1.0, float("inf"), 65504.0])
+    with FileWriter(tmp_path / "x", [Planned("a", "fp16", (3,))]) as file:
+        file.write("a", values)
+    values[0] = 70_000
+    with (
+        pytest.raises(UserError, match="a holds values that fp16 has no room for"),
+        FileWriter(tmp_path / "y", [Planned("a", "fp16", (3,))]) as file,
+    ):
+        file.write("a", values)
+
+
 def header(content: object) -> bytes:
     text = json.dumps(content).encode()
     return struct.pack("<Q", len(text)) + text
