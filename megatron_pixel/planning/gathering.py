@@ -6,10 +6,12 @@ keeps what comes again soon. Any other order of modules (rows of another kind be
 forget what it knew: it then spends one pass without looking ahead and another one on learning the order.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from megatron_pixel.data.rows import Kind
@@ -127,6 +129,8 @@ class _Coordinator:
         self._available: set[Parameter] = set()
         self._in_use: dict[Parameter, set[str]] = {p: set() for p in self._sizes}
         self._place = 0
+        self._passed: list[int] = []
+        self._uses: dict[Parameter, list[int]] = {}
         self._live = self._whole = 0
         self._seen: dict[Parameter, int] = {}
         self._unused: set[Parameter] = set()
@@ -199,8 +203,15 @@ class _Coordinator:
             if self._knows == LEARNING:
                 self._order = []
         self._queue = deque((p, place) for place, module in enumerate(self._order) for p in self._owned[module])
+        self._passed = list(accumulate((self._values_of(module) for module in self._order), initial=0))
+        self._uses = {p: [] for p in self._sizes}
+        for p, place in self._queue:
+            self._uses[p].append(place)
         self._seen = {}
         self._place = self._live = 0
+
+    def _values_of(self, module: str) -> int:
+        return sum(self._sizes[p] for p in self._owned[module])
 
     def _want(self, module: str) -> None:
         if self._knows == KNOWN and (self._place >= len(self._order) or self._order[self._place] != module):
@@ -248,14 +259,14 @@ class _Coordinator:
         if key not in self._answers:
             found = {p for p in self._owned[module] if p not in self._persistent}
             found -= {p for p in found if self._seen.get(p, -1) > self._place}
-            passed = 0
-            for later in self._order[self._place :]:
-                if passed >= self._max_reuse:
-                    break
-                found -= set(self._owned[later])
-                passed += sum(self._sizes[p] for p in self._owned[later])
-            self._answers[key] = frozenset(found)
+            self._answers[key] = frozenset(p for p in found if not self._comes_again_soon(p))
         return self._answers[key]
+
+    def _comes_again_soon(self, parameter: Parameter) -> bool:
+        """Whether fewer values than ``max_reuse`` are passed until a module wants it again."""
+        uses = self._uses[parameter]
+        number = bisect_left(uses, self._place)
+        return number < len(uses) and self._passed[uses[number]] - self._passed[self._place] < self._max_reuse
 
     def _release(self, parameter: Parameter) -> None:
         if parameter in self._available and not self._in_use[parameter]:
