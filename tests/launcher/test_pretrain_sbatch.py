@@ -27,7 +27,7 @@ exit 65
 def submit(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the script as a batch job would, from a copy in a spool folder."""
     programs = folder / "bin"
-    programs.mkdir()
+    programs.mkdir(exist_ok=True)
     for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
@@ -72,6 +72,49 @@ def test_the_environment_wins(tmp_path: Path) -> None:
     assert "MASTER=here:77 THREADS=2" in done.stdout
 
 
+def words_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 65, done.stderr
+    return [line.removeprefix("word: ") for line in done.stdout.splitlines() if line.startswith("word: ")]
+
+
+def test_tasks_run_in_a_container(tmp_path: Path) -> None:
+    container = {"MEGATRON_PIXEL_CONTAINER": "/images/a.sif", "MEGATRON_PIXEL_MOUNTS": "/data /runs", "PYTHON": ""}
+    mounts = f"{ROOT}:{ROOT},/data:/data,/runs:/runs"
+    for name in ("apptainer", "pyxis", "none"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+    runner = tmp_path / "apptainer" / "bin" / "apptainer"
+    runner.touch()
+    runner.chmod(0o755)
+    words = words_of(submit(tmp_path / "apptainer", "--config", "x", **container))
+    at = words.index("apptainer")
+    assert words[at : at + 8] == f"apptainer exec --nv --bind {mounts} --pwd {ROOT} /images/a.sif".split()
+    assert words[at + 8 :] == ["python3", "-u", "megatron_pixel/pretrain.py", "--config", "x"]
+    pyxis = {**container, "MEGATRON_PIXEL_CONTAINER_RUNNER": "pyxis"}
+    words = words_of(submit(tmp_path / "pyxis", "--config", "x", **pyxis))
+    assert {"--container-image=/images/a.sif", f"--container-mounts={mounts}"} <= set(words[: words.index("python3")])
+    done = submit(tmp_path / "none", "--config", "x", **container)
+    assert (done.returncode, done.stderr) == (2, "error: no apptainer on this node for the container /images/a.sif\n")
+
+
+def test_modules_and_setup_come_before_the_tasks(tmp_path: Path) -> None:
+    made = {"BASH_FUNC_module%%": '() { echo "module $*"; export OMP_NUM_THREADS=3; }'}
+    done = submit(
+        tmp_path,
+        *("--config", "x"),
+        MEGATRON_PIXEL_MODULES="cuda/12 nccl",
+        MEGATRON_PIXEL_SETUP="export MASTER_ADDR=$NOT_SET.setup",
+        **made,
+    )
+    assert "module load cuda/12 nccl" in done.stdout
+    assert "MASTER=.setup: THREADS=3" in done.stdout
+
+
+def test_an_array_task_has_its_number_in_its_settings(tmp_path: Path) -> None:
+    array = {"SLURM_ARRAY_JOB_ID": "123456", "SLURM_ARRAY_TASK_ID": "7", "MASTER_ADDR": "here"}
+    words = words_of(submit(tmp_path, "--run.dir", "runs/%a", "--training.seed=%a", **array))
+    assert words[-3:] == ["--run.dir", "runs/7", "--training.seed=7"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "reason"),
     [
@@ -79,6 +122,12 @@ def test_the_environment_wins(tmp_path: Path) -> None:
         (["--config", "x"], {"SLURM_JOB_ID": ""}, "not inside a SLURM job; submit with: sbatch"),
         (["--config", "x"], {"SLURM_SUBMIT_DIR": "/"}, "no megatron_pixel/pretrain.py in /; submit from the clone"),
         (["--config", "x"], {"SLURM_JOB_NODELIST": "nodeX"}, "scontrol lists no host for nodeX"),
+        (["--config", "x"], {"MEGATRON_PIXEL_SETUP": "false"}, "MEGATRON_PIXEL_SETUP failed: false"),
+        (
+            ["--config", "x"],
+            {"MEGATRON_PIXEL_CONTAINER": "a", "MEGATRON_PIXEL_CONTAINER_RUNNER": "docker"},
+            "MEGATRON_PIXEL_CONTAINER_RUNNER is 'docker'; known: apptainer, singularity, pyxis",
+        ),
     ],
 )
 def test_refusals(tmp_path: Path, arguments: list[str], environment: dict[str, str], reason: str) -> None:
