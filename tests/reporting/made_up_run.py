@@ -101,7 +101,7 @@ def make(folder: Path, steps: int = 150, of: int = 300, *words: str) -> Path:
     )
     events = [
         event("start", 0, host="node1", pid=11, processes=4, step=0),
-        event("failure", 230, rank=2, ranks=4, cause="SIGKILL"),
+        event("failure", 230, rank=2, ranks=4, cause="SIGKILL <i>"),
         event("start", 240, host="node2", pid=12, processes=4, step=100),
     ]
     write_sessions(folder, events)

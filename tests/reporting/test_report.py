@@ -73,7 +73,7 @@ def test_the_page_tells_the_run(page: str) -> None:
         "450 tokens/s",
         "40.0% of the bf16 peak",
         "1 restarts",
-        "rank 2 of 4: SIGKILL",
+        "rank 2 of 4: SIGKILL &lt;i&gt;",
         "step 90 skipped",
         "&lt;greek&gt;",
         "global_batch_rows",
