@@ -67,13 +67,16 @@ def check_running(folder: str) -> None:
             )
 
 
-def submit(script: str, test_only: bool = False) -> str:
-    """Hand a script to sbatch; what it prints: the number of the job, or with ``test_only`` when it could start.
+def submit(script: str, folder: str, test_only: bool = False) -> str:
+    """Hand the script of the run in ``folder`` to sbatch.
+
+    Returns:
+        What it prints: the number of the job, or with ``test_only`` when it could start.
 
     Raises:
         UserError: SLURM refuses it; with its own words.
     """
-    words = ["sbatch", "--test-only"] if test_only else ["sbatch", "--parsable"]
+    words = ["sbatch", f"--comment={COMMENT}{folder}", "--test-only" if test_only else "--parsable"]
     done = subprocess.run(words, input=script, capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise UserError(f"SLURM refuses the job: {_last_words(done.stderr)}")

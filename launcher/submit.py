@@ -4,7 +4,6 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -45,15 +44,12 @@ def main(words: Sequence[str] | None = None) -> None:
             sys.stdout.write(script(cluster, arguments))
             return
         check_now(config, cluster)
-        folder = str(Path(config.run.dir).resolve())
-        text = script(
-            replace(cluster, options=[f"--comment={queue_checks.COMMENT}{folder}", *cluster.options]), arguments
-        )
-        answer = queue_checks.submit(text, test_only=True)
+        folder, text = str(Path(config.run.dir).resolve()), script(cluster, arguments)
+        answer = queue_checks.submit(text, folder, test_only=True)
         if known.check:
             print(f"nothing is wrong; SLURM: {answer.removeprefix('sbatch: ')}")
             return
-        number = queue_checks.submit(text).partition(";")[0]
+        number = queue_checks.submit(text, folder).partition(";")[0]
         log = cluster.log.replace("%j", number)
         print(
             f"job {number}: {cluster.processes} tasks on {cluster.nodes} node(s), run {config.run.dir}\n"
