@@ -59,6 +59,8 @@ MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 SlurmdParameters=config_overrides
@@ -102,7 +104,9 @@ class SlurmCluster:
         text = CONFIGURATION.format(host=host, port=port, folder=folder, user=getpass.getuser(), cpus=CPUS, gpus=GPUS)
         for i, own in enumerate(ports, start=1):
             text += f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={own}\n"
-        text += f"PartitionName=test Nodes=node[1-{NODES}] Default=YES MaxTime=2:00:00 State=UP OverSubscribe=NO\n"
+        every = f"Nodes=node[1-{NODES}] State=UP OverSubscribe=NO"
+        text += f"PartitionName=test {every} Default=YES MaxTime=2:00:00 PriorityTier=1 GraceTime=20\n"
+        text += f"PartitionName=urgent {every} PriorityTier=2 PreemptMode=OFF\n"
         (folder / "slurm.conf").write_text(text)
         # Any file will do for a GPU that is only counted.
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")

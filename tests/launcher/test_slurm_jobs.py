@@ -102,3 +102,14 @@ def test_a_job_that_nobody_wants_saves_and_stays_away(slurm: SlurmCluster, tmp_p
     for job in (stopped, cancelled):
         assert "requeued" not in job.said()
         assert slurm.job(job.number)["Restarts"] == "0"
+
+
+def test_a_preempted_job_saves_and_comes_back(slurm: SlurmCluster, tmp_path: Path) -> None:
+    (tmp_path / "urgent").mkdir()
+    job = Job(slurm, tmp_path, "wait", "--nodes=2", "--exclusive").starts()
+    urgent = Job(slurm, tmp_path / "urgent", "status=0", "--nodes=2", "--exclusive", "--partition=urgent")
+    assert urgent.ends()["JobState"] == "COMPLETED"
+    assert job.ends()["JobState"] == "COMPLETED"
+    assert "saved for" in job.said()
+    assert slurm.job(job.number)["Restarts"] == "1"
+    assert "start 1: -u" in job.said()

@@ -84,7 +84,7 @@ def test_settings_that_cannot_be(words: list[str], reason: str) -> None:
     ("words", "reason"),
     [
         ([], None),
-        (["--cluster.partition", "gpu"], "there is no partition 'gpu'; this cluster has test"),
+        (["--cluster.partition", "gpu"], "there is no partition 'gpu'; this cluster has test, urgent"),
         (
             ["--cluster.gpus_per_node", "4", "--parallel.tensor", "2"],
             "4 GPUs a node on 2 node(s); partition test has 0",
