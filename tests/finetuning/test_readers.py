@@ -22,7 +22,7 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 EXPECTED = {
     "cola": ([1, 0], "Our friends won't buy this.", None),
     "sst2": ([1, 0], "it 's \"charming ", None),
-    "mrpc": ([1, 0], "Amrozi accused his brother .", 'Referring to him , " Amrozi'),
+    "mrpc": ([1, 0], "Amrozi accused his brother .", '" Referring to him , Amrozi'),
     "stsb": ([5.0, 3.8], "A plane.", "An air plane."),
     "qqp": ([1, 0], "How is life?", "How do you live?"),
     "qnli": ([0, 1], "When did it begin?", "It began in 1990."),
