@@ -41,7 +41,7 @@ examples:
 
 --print-config shows the whole configuration as YAML and ends. --dry-run prints parameters by rank, memory, communication
 and speed of a layout and ends; its options are --devices N or --nodes N --gpus N, --gpu NAME, --efficiency SHARE,
---json FILE, and `--dry-run --help` explains them."""
+--layouts N, --json FILE, and `--dry-run --help` explains them."""
 
 
 def parse(words: Sequence[str]) -> RunConfig:
