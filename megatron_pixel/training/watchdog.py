@@ -25,6 +25,8 @@ import torch.distributed as dist
 from megatron_pixel.training import exit_codes
 
 SUMMARY = "summary.txt"
+_WRAPPERS = ("c10d_logger", os.path.join("deepspeed", "comm"), os.path.join("deepspeed", "utils"))
+"""Files that only pass a call on."""
 _WAITS = ("wait", "wait_all", "synchronize")
 """Functions of torch and DeepSpeed that wait for what was asked for before."""
 _COLLECTIVES = os.path.join("torch", "distributed", "distributed_c10d.py")
@@ -162,7 +164,7 @@ def stuck_collective(frame: FrameType | None) -> dict[str, Any] | None:
             handle = frame
         if frame.f_code.co_filename.endswith(_COLLECTIVES):
             call, caller = frame, None
-        elif caller is None and call is not None and "c10d_logger" not in frame.f_code.co_filename:
+        elif caller is None and call is not None and not any(name in frame.f_code.co_filename for name in _WRAPPERS):
             caller = frame
         frame = frame.f_back
     if call is None and handle is not None:
