@@ -16,7 +16,7 @@ GLUE_TSV = {
     "SST-2": ("sentence\tlabel", "it 's \"charming \t1", "unflinchingly bleak \t0"),
     "MRPC": (
         "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
-        '1\t702876\t702977\tAmrozi accused his brother .\tReferring to him , " Amrozi',
+        '1\t702876\t702977\tAmrozi accused his brother .\t" Referring to him , Amrozi',
         "0\t2108705\t2108831\tYucaipa owned it .\tYucaipa bought it .",
     ),
     "STS-B": (
