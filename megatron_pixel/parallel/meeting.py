@@ -53,7 +53,7 @@ def meet(launch: Launch, seconds: float) -> Iterator[dist.Store]:
         yield _serve(launch.master_port, who, seconds) if launch.rank == 0 else _find(place, _connect, who, seconds)
     elif launch.rank:
         doors = tuple((launch.master_addr, port) for port in ports_of(launch.job))
-        yield _find(doors, lambda *door: _enter(*door, launch.job), who, seconds)
+        yield _find(doors, lambda address, port: _enter(address, port, launch.job), who, seconds)
     else:
         store = _serve(0, who, seconds)
         with ExitStack() as stack:
