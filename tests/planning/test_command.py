@@ -98,7 +98,8 @@ def test_layouts_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_comparison_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, "dualgpt-debug", "--devices", "2", "--layouts", "3").splitlines()
     assert lines[-5].split()[:3] == ["tensor", "pipeline", "data"]
-    assert [len(line.split()) for line in lines[-3:]] == [10, 10, 10]
+    assert all(len(line.split()) >= 10 for line in lines[-3:])
+    assert all(float(line.split()[-1].replace(",", "")) > 0 for line in lines[-3:])
 
 
 def test_more_micro_batches_a_larger_bubble_a_faster_gpu(capsys: pytest.CaptureFixture[str]) -> None:
