@@ -18,7 +18,6 @@ from tests.interop.helpers import full_tensors, write_canonical
 
 LAYOUTS = {
     "tp2": ("--parallel.tensor=2",),
-    "pp2": ("--parallel.pipeline=2",),
     "zero3": ("--deepspeed_config=ds_configs/zero3.json",),
 }
 WORDS = """
