@@ -266,7 +266,7 @@ def whole_tensors(engine: Any) -> dict[str, torch.Tensor]:
     parameters = dict(engine.module.named_parameters())
     if engine.zero_optimization_stage() < 3:
         return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     tensors = {}
     for name, parameter in parameters.items():
