@@ -39,9 +39,9 @@ examples:
   # what would it need on 4 nodes of 8 GPUs, and how fast would it be? No GPU is needed to ask
   python megatron_pixel/pretrain.py --config RECIPE --dry-run --nodes 4 --gpus 8 --gpu a100
 
---print-config shows the whole configuration as YAML and ends. --dry-run prints parameters by rank, memory, communication
-and speed of a layout and ends; its options are --devices N or --nodes N --gpus N, --gpu NAME, --efficiency SHARE,
---layouts N, --json FILE, and `--dry-run --help` explains them."""
+--print-config shows the whole configuration as YAML and ends. --dry-run prints parameters by rank, memory,
+communication and speed of a layout and ends; its options are --devices N or --nodes N --gpus N, --gpu NAME,
+--efficiency SHARE, --layouts N, --json FILE, and `--dry-run --help` explains them."""
 
 
 def parse(words: Sequence[str]) -> RunConfig:
