@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from megatron_pixel.config.errors import UserError
-from megatron_pixel.data.mixture import MixtureReader
+from megatron_pixel.data.mixture import MixtureReader, open_training
+from megatron_pixel.data.rows import MicroBatch, Origin
 from megatron_pixel.parallel.mesh import Mesh, mesh
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training import run as run_module
+from megatron_pixel.training.canonical import TENSORS, open_source
+from megatron_pixel.training.loop import Trainer
 from tests.distributed.harness import run_ranks
 from tests.distributed.tiny_run import Line, lines, tiny, train
 
@@ -54,17 +57,43 @@ def curve(folder: Path) -> list[Line]:
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines(folder)]
 
 
+class rows_to:  # noqa: N801 (reads as the function that it would be)
+    """Collects the rows of each step, of all ranks and in order."""
+
+    def __init__(self, rows: dict[int, list[Origin]]) -> None:
+        self.rows, self.original = rows, Trainer.step
+
+    def __enter__(self) -> None:
+        def step(trainer: Trainer, number: int, batches: Sequence[MicroBatch]) -> Any:
+            mine = [row for batch in batches for row in batch.rows]
+            self.rows[number] = sorted(row for part in trainer.mesh.gather(mine) for row in part)
+            return self.original(trainer, number, batches)
+
+        Trainer.step = step  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        Trainer.step = self.original  # type: ignore[method-assign]
+
+
 def exact_resume(root: Path, here: Mesh, precision: str) -> dict[str, Any]:
-    words = [*STEPS, f"--training.precision={precision}", "--checkpoint.every=2"]
-    train(tiny(root / "whole", *words), here)
+    """8 steps; 4, then 4 more; from there also the last 4 in another layout and other micro-batches."""
+    words = [*STEPS, "--training.steps=8", f"--training.precision={precision}", "--checkpoint.every=4"]
+    other = ["--deepspeed_config=ds_configs/zero3.json", "--training.micro_batch_rows=1", "--evaluation.rows=0"]
+    rows: dict[str, dict[int, list[Origin]]] = {"whole": {}, "parts": {}, "other": {}}
+    with rows_to(rows["whole"]):
+        train(tiny(root / "whole", *words), here)
     torch.manual_seed(here.rank + 99)  # a resumed process starts with random states of its own
-    train(tiny(root / "parts", *words, "--training.stop_after=3"), here)
-    torch.manual_seed(here.rank + 98)
-    train(tiny(root / "parts", *words), here)
+    with rows_to(rows["parts"]):
+        train(tiny(root / "parts", *words, "--training.stop_after=4"), here)
+        torch.manual_seed(here.rank + 98)
+        stopped = root / "parts" / "checkpoints" / "step-00000004"
+        train(tiny(root / "parts", *words), here)
+    with rows_to(rows["other"]):
+        train(tiny(root / "other", *words, *other, f"--checkpoint.resume={stopped}"), here)
     here_folders = {
         name: sorted(p.name for p in (root / name / "checkpoints").iterdir()) for name in ("whole", "parts")
     }
-    return {"whole": curve(root / "whole"), "parts": curve(root / "parts"), "checkpoints": here_folders}
+    return {"whole": curve(root / "whole"), "parts": curve(root / "parts"), "checkpoints": here_folders, "rows": rows}
 
 
 def damaged_checkpoints(root: Path, here: Mesh) -> dict[str, str]:
@@ -187,12 +216,47 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_three_steps_and_three_more_are_six(found: dict[str, Any], precision: str) -> None:
+def test_four_steps_and_four_more_are_eight(found: dict[str, Any], precision: str) -> None:
     result = found[precision]
-    assert [line["step"] for line in result["whole"]] == [1, 2, 3, 4, 5, 6, 6]
+    assert [line["step"] for line in result["whole"]] == [*range(1, 9), 8]
     assert result["parts"] == result["whole"]
-    assert result["checkpoints"]["whole"] == ["step-00000004", "step-00000006"], "keep is 2"
-    assert result["checkpoints"]["parts"] == ["step-00000004", "step-00000006"]
+    assert result["checkpoints"]["whole"] == ["step-00000004", "step-00000008"], "keep is 2"
+    assert result["checkpoints"]["parts"] == ["step-00000004", "step-00000008"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_and_moments_are_bitwise_those_of_a_run_that_never_stopped(
+    found: dict[str, Any], precision: str
+) -> None:
+    root = found["folder"] / precision
+    four, whole, parts = (
+        open_source(root / name / "checkpoints" / f"step-{step:08d}")
+        for name, step in (("parts", 4), ("whole", 8), ("parts", 8))
+    )
+    for name in whole.shapes:
+        for what in TENSORS:
+            expected = whole.read(name, what)
+            assert torch.equal(parts.read(name, what), expected), (name, what)
+            assert not torch.equal(four.read(name, what), expected), "the last four steps changed nothing"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_reads_the_same_rows_in_any_layout(found: dict[str, Any], precision: str) -> None:
+    """Those that one process reads which never stops, worked out here without a run."""
+    config = tiny("unused", *STEPS, "--training.steps=8")
+    reader = open_training(config.data, config.model, config.pair, config.training, dp_size=1)
+    one = {
+        step + 1: sorted(
+            row
+            for index in range(reader.num_micro_batches(1))
+            for row in reader.micro_batch(step, index, dp_rank=0, dp_size=1).rows
+        )
+        for step in range(8)
+    }
+    rows = found[precision]["rows"]
+    assert rows["whole"] == one
+    assert rows["parts"] == one
+    assert rows["other"] == {step: one[step] for step in range(5, 9)}
 
 
 @pytest.mark.parametrize(
