@@ -11,6 +11,8 @@ model is that of the debug recipes, so the share is larger than that of any real
 """
 
 import argparse
+import contextlib
+import io
 import statistics
 import sys
 import tempfile
@@ -35,6 +37,7 @@ from megatron_pixel.config.loader import load_config
 from megatron_pixel.model.objectives import Objective
 from megatron_pixel.parallel.clock import Clock
 from megatron_pixel.parallel.mesh import Mesh, mesh
+from megatron_pixel.training.guarding import Guards
 from megatron_pixel.training.loop import Trainer
 from megatron_pixel.training.losses import LossTotals
 from megatron_pixel.training.observation import RANK_COLUMNS, Observer, Seen
@@ -67,10 +70,10 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
     total = 2 * steps + WARM_UP
     options = [f"--run.dir={folder / 'run'}", f"--training.steps={total}", "--logging.progress_every=1000000"]
     config = load_config(RECIPE, options)
-    with mesh(config.parallel) as here, Run(config, here) as run:
-        execution = run._execution
+    with mesh(config.parallel) as here, contextlib.redirect_stdout(io.StringIO()), Run(config, here) as run:
+        execution, guards = run._execution, Guards(config.guards, folder / "run", here)
         trainer = Trainer(
-            execution, run._objectives, config.model, config.training, config.optimizer, True, here, run._guards
+            execution, run._objectives, config.model, config.training, config.optimizer, True, here, guards
         )
         trainer.observer.close()
         # Every kind with a second source, which makes losses by source work for their figures.
@@ -98,6 +101,7 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
                     times["record"].append(time.process_time() - stepped)
             observer.close()
         recorder.close()
+        guards.close()
     middle = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     within = middle["watched"] - middle["bare"]
     return {
