@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_pixel.training.pages import list_pages, load_pages
 from tests.distributed.cases import Case, Layout, Line, Share
 from tests.distributed.deviations import note
 from tests.distributed.harness import run_ranks
@@ -48,6 +49,9 @@ MORE = [
 RELEASED = ("--pair.layout=released",)
 INNER = [Case("dualgpt", layout, words=RELEASED) for layout in [(1, 1, 1), (2, 1, 1), (1, 2, 2)]]
 """Padding inside the rows, which needs an attention mask; the first is what the others are compared with."""
+LOOKING = ("--logging.pages=2", "--logging.attention=3")
+PICTURED = [Case("dualgpt", layout, words=LOOKING) for layout in [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1)]]
+"""Held-out pages with predictions and attention; the first is what the others are compared with."""
 BF16 = ("--training.precision=bf16",)
 SAME_OPERATIONS = [
     Case("dualgpt", (1, 2, 1), "zero1", BF16),
@@ -64,7 +68,7 @@ OTHER_OPERATIONS = [
     Case("dualgpt", (1, 1, 2), "zero3", BF16),
 ]
 """In bf16: partial sums are rounded before they are added; ZeRO 3 has a linear layer of its own."""
-CASES = [*FP32, *MORE, *INNER, Case("dualgpt", words=BF16), *SAME_OPERATIONS, *OTHER_OPERATIONS]
+CASES = [*FP32, *MORE, *INNER, *PICTURED, Case("dualgpt", words=BF16), *SAME_OPERATIONS, *OTHER_OPERATIONS]
 
 Result = dict[Case, list[Share]]
 STEPS = 5
@@ -85,8 +89,13 @@ def start(folder: Path, cases: Sequence[Case]) -> Result:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return start(tmp_path_factory.mktemp("layouts"), CASES)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Result:
+    return start(folder, CASES)
 
 
 def truth_of(case: Case) -> Case:
@@ -210,6 +219,28 @@ def test_bf16_begins_as_on_one_process_where_operations_are_the_same(found: Resu
     first, other = steps_of(found, case)[0], steps_of(found, Case("dualgpt", words=BF16))[0]
     for key in KEYS:
         assert relative(first[key], other[key]) < 1e-6, key
+
+
+@pytest.mark.parametrize("case", PICTURED, ids=str)
+def test_pages_and_attention_are_those_of_one_process(found: Result, folder: Path, case: Case) -> None:
+    pages, others = (load_pages(list_pages(Path(of.config(folder).run.dir))[-1][1]) for of in (case, PICTURED[0]))
+    assert len(pages) == len(others) == 2
+    for page, other in zip(pages, others, strict=True):
+        assert page.origin == other.origin
+        assert page.attention is not None
+        assert other.attention is not None
+        np.testing.assert_array_equal(page.patches, other.patches)
+        np.testing.assert_allclose(page.predictions.astype(int), other.predictions.astype(int), atol=1)
+        np.testing.assert_allclose(page.errors, other.errors, rtol=1e-4)
+        np.testing.assert_allclose(page.attention, other.attention, atol=1e-3)
+
+
+def test_only_a_pipeline_waits_between_its_ranks(found: Result) -> None:
+    for case in [*FP32, *PICTURED]:
+        for line in steps_of(found, case):
+            assert ((line["pipeline_seconds"] or 0) > 0) == (case.layout[1] > 1), str(case)
+            parts = (line[f"{part}_seconds"] or 0 for part in ("data", "forward", "backward", "optimizer", "pipeline"))
+            assert 0 < sum(parts) <= (line["seconds"] or 0)
 
 
 def test_the_runs_move(found: Result) -> None:
