@@ -304,8 +304,7 @@ def converting(result: Result) -> str:
     return (
         f"A checkpoint of {result['checkpoint_gb']:.1f} GB, {result['parameters'] / 1e6:,.0f} million parameters, "
         f"largest tensor {result['largest_tensor_mb']:,.0f} MB; {result['wrong_tensors']} tensors differ after both "
-        "ways.\n\n"
-        + table(["", "seconds", "peak MB", "times the largest tensor"], rows)
+        "ways.\n\n" + table(["", "seconds", "peak MB", "times the largest tensor"], rows)
     )
 
 
