@@ -7,6 +7,7 @@ job of two nodes is warned, requeued, and loses a node.
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -90,14 +91,26 @@ class Disturbed:
         self.restarts(2)
         self.reaches(self.step() + 15)
         node = "node2"
-        # A node that is really lost leaves no time for a save.
-        self.slurm.call("scancel", "--signal=KILL", self.number)
+        self.kill_task(node=1)  # a node that is really lost leaves no time for a save
         self.slurm.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
         self.restarts(3)
         with contextlib.suppress(ClusterError):  # it may have come back by itself
             self.slurm.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
         job = self.slurm.wait(self.number, SECONDS)
         assert job["JobState"] == "COMPLETED", self.said()
+
+    def kill_task(self, node: int) -> None:
+        """SIGKILL, which ``scancel --signal=KILL`` does not mean: that cancels the job."""
+        marks = {f"SLURM_JOB_ID={self.number}", f"SLURM_NODEID={node}", "SLURM_LOCALID=0"}
+        killed = 0
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_text().split("\0")
+                given = (process / "environ").read_text().split("\0")
+                if {PROGRAM, f"--run.dir={self.folder}"} <= set(words) and marks <= set(given):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed += 1
+        assert killed, self.said()
 
     def said(self) -> str:
         return f"{self.output.read_text() if self.output.exists() else ''}\n{self.slurm.logs()}"
