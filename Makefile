@@ -27,7 +27,8 @@ check: setup
 
 test: check
 	@bash launcher/system_packages.sh
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not processes"
+	@$(PY) -m pytest -m processes
 
 format: setup
 	@$(PY) -m ruff format .

@@ -13,6 +13,8 @@ from megatron_pixel.parallel.mesh import Mesh, mesh
 from tests.distributed.harness import run_ranks, sign_of_life, use_store
 from tests.finetuning.conftest import settings
 
+pytestmark = pytest.mark.processes
+
 LAYOUTS = [("text", "zero1"), ("pair", "zero2"), ("pixel", "zero3")]
 
 

@@ -14,6 +14,8 @@ from tests.distributed.cases import Case
 from tests.distributed.harness import run_ranks
 from tests.planning.findings import Sent, Watched
 
+pytestmark = pytest.mark.processes
+
 WORDS = ("--evaluation.rows=0", "--training.steps=3")
 BF16 = ("--training.precision=bf16",)
 ALL = ("--parallel.activation_checkpointing=all",)
