@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -74,6 +75,8 @@ class Report:
 
     step: int
     losses: dict[str, float | None]
+    by_source: dict[str, float]
+    """The same by dataset: ``loss_token_text/corpus``."""
     text: Baselines
     pixel: Baselines
     pair: Baselines
@@ -82,14 +85,15 @@ class Report:
     patches_per_second: float | None
     """Median over the steps of the run."""
 
-    def to_json(self) -> dict[str, float | int | None]:
+    def to_json(self) -> dict[str, Any]:
         """Flat figures: baselines of text and pixel rows under their own names, those of pair rows with ``_pair``."""
-        figures: dict[str, float | int | None] = {"step": self.step}
+        figures: dict[str, Any] = {"step": self.step}
         figures["unigram_entropy"] = self.text.unigram_entropy
         figures["constant_patch"] = self.pixel.constant_patch
         figures["linear_previous_patch"] = self.pixel.linear_previous_patch
         figures |= {f"{name}_pair": value for name, value in asdict(self.pair).items()}
         figures |= {f"eval_{name}": value for name, value in self.losses.items()}
+        figures["eval_loss_by_source"] = self.by_source
         figures["eval_loss_token_pair_shuffled_image"] = self.shuffled_image
         figures["patches_per_second"] = self.patches_per_second
         return figures
@@ -193,7 +197,7 @@ def evaluate_run(
             shuffled = Evaluator(model, swapped, objectives, config.model, here).run().losses["loss_token_pair"]
     text, pixel, pair = (measure_baselines(reader.batches(kind), config.model, config.loss.end_patch) for kind in Kind)
     speed = median_patches_per_second(run / "metrics.jsonl")
-    report = Report(step, evaluation.losses, text, pixel, pair, shuffled, speed)
+    report = Report(step, evaluation.losses, evaluation.by_source, text, pixel, pair, shuffled, speed)
     picture = None
     if evaluation.pages:
         page = evaluation.pages[0]

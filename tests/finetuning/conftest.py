@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,16 @@ import torch
 import yaml
 
 from megatron_pixel.config.loader import load_config, to_dict
-from megatron_pixel.config.schema import LossConfig, ParallelConfig, RunConfig
+from megatron_pixel.config.schema import LossConfig, RunConfig
 from megatron_pixel.data.tokenizer import train_tokenizer
 from megatron_pixel.finetuning.arguments import load
 from megatron_pixel.finetuning.run import FinetuningRun
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import build_stages
-from megatron_pixel.parallel.mesh import Mesh, mesh
+from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training import checkpoint_files as files
 from megatron_pixel.training.canonical import CANONICAL, tensor_file
+from tests.alone import alone
 
 SENTENCES = {
     "good": ("a fine day", "the good song", "lovely weather", "what a nice place", "happy people sing"),
@@ -25,13 +27,10 @@ SENTENCES = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_process() -> Iterator[Mesh]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "PMI_RANK"):
-            patch.delenv(name, raising=False)
-        with mesh(ParallelConfig()) as here:
-            yield here
+    with alone() as here:
+        yield here
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +62,9 @@ def tiny(mixture: str = "4:4:2") -> RunConfig:
 def write_checkpoint(run: Path, mixture: str) -> None:
     """A run with one checkpoint in canonical form."""
     config = tiny(mixture)
-    network = torch.nn.Sequential(
-        *build_stages(config.model, pretraining_objectives(config.model, LossConfig()), seed=3)
-    )
+    objectives = pretraining_objectives(config.model, LossConfig())
+    with nullcontext() if torch.distributed.is_initialized() else alone():
+        network = torch.nn.Sequential(*build_stages(config.model, objectives, seed=3))
     folder = run / "checkpoints" / files.folder_name(7)
     parameters = dict(network.named_parameters())
     for name, parameter in parameters.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_pixel.config.schema import LossConfig, ParallelConfig
+from megatron_pixel.config.schema import LossConfig
 from megatron_pixel.data.rows import Kind, MicroBatch, Modality, pair_row, pixel_row, stack_rows, text_row
 from megatron_pixel.generation.decoder import Cache, Decoder
 from megatron_pixel.interop.exporting import ExportOptions, to_hf
@@ -16,8 +16,8 @@ from megatron_pixel.interop.open import open_any
 from megatron_pixel.model.batch import to_tensors
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import build_stages
-from megatron_pixel.parallel.mesh import mesh
 from megatron_pixel.training.canonical import load_weights, open_source
+from tests.alone import alone
 from tests.interop.helpers import SMALL, full_tensors, write_canonical
 from tests.interop.plain import Plain
 
@@ -28,13 +28,10 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def stages(run: Path) -> Iterator[nn.Sequential]:
     """The training model, its weights drawn from another seed and then loaded from the checkpoint."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "PMI_RANK"):
-            patch.delenv(name, raising=False)
-        with mesh(ParallelConfig()):
-            network = nn.Sequential(*build_stages(SMALL, pretraining_objectives(SMALL, LossConfig()), seed=9))
-            load_weights(network, open_source(open_any(run).folder))
-            yield network
+    with alone():
+        network = nn.Sequential(*build_stages(SMALL, pretraining_objectives(SMALL, LossConfig()), seed=9))
+        load_weights(network, open_source(open_any(run).folder))
+        yield network
 
 
 @pytest.fixture(scope="module")

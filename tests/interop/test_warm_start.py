@@ -12,8 +12,9 @@ from megatron_pixel.interop.exporting import ExportOptions, to_hf
 from megatron_pixel.interop.importing import from_hf
 from megatron_pixel.interop.open import open_any
 from megatron_pixel.interop.source import open_released
-from megatron_pixel.parallel.mesh import Mesh, mesh
+from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training.run import Run
+from tests.alone import alone
 from tests.interop.helpers import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,11 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def here() -> Mesh:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "PMI_RANK"):
-            patch.delenv(name, raising=False)
-        with mesh(RunConfig().parallel) as found:
-            yield found
+    with alone() as found:
+        yield found
 
 
 def config(folder: Path, checkpoint: Path, *words: str) -> RunConfig:

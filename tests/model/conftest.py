@@ -4,17 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_pixel.config.schema import ModelConfig, ParallelConfig
-from megatron_pixel.parallel.mesh import Mesh, mesh
+from megatron_pixel.config.schema import ModelConfig
+from megatron_pixel.parallel.mesh import Mesh
+from tests.alone import alone
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_process() -> Iterator[Mesh]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "PMI_RANK"):
-            patch.delenv(name, raising=False)
-        with mesh(ParallelConfig()) as here:
-            yield here
+    with alone() as here:
+        yield here
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from megatron_pixel.config.schema import LossConfig, ModelConfig, ParallelConfig
+from megatron_pixel.config.schema import LossConfig, ModelConfig
 from megatron_pixel.model.objectives import pretraining_objectives
 from megatron_pixel.model.stages import build_stages
-from megatron_pixel.parallel.mesh import mesh
 from megatron_pixel.planning.parameters import groups, parameters
+from tests.alone import alone
 
 MODELS = [
     ModelConfig(layers=2, hidden=32, heads=4, kv_heads=2, ffn=48, vocab_size=40, seq_length=16, patch_size=4),
@@ -18,7 +18,7 @@ MODELS = [
 
 @pytest.mark.parametrize("model", MODELS, ids=["grouped", "all-heads"])
 def test_names_shapes_and_order_are_those_of_the_model(model: ModelConfig) -> None:
-    with mesh(ParallelConfig()):
+    with alone():
         network = nn.Sequential(*build_stages(model, pretraining_objectives(model, LossConfig()), seed=1))
     built = [(name, tuple(parameter.shape)) for name, parameter in network.named_parameters()]
     assert [(parameter.name, parameter.shape) for parameter in parameters(model)] == built

@@ -12,7 +12,7 @@ from megatron_pixel.training.metrics import EVALUATION_KEYS, STEP_KEYS, MetricsL
 
 DECISION = (
     "step loss loss_token_text loss_token_pair loss_patch_pixel loss_patch_pair lr grad_norm tokens patches seconds "
-    "tokens_per_second patches_per_second tflops_per_device mfu memory_gb skipped_steps "
+    "tokens_per_second patches_per_second tflops_per_device mfu memory_gb skipped_steps rows_digest "
     "checkpoint_stall_seconds evaluation_seconds data_seconds forward_seconds backward_seconds optimizer_seconds "
     "pipeline_seconds time loss_by_source grad_norm_by_stage"
 ).split()

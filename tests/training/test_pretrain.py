@@ -116,7 +116,7 @@ def test_two_processes_under_deepspeeds_launcher(tmp_path: Path) -> None:
     ours = [line for line in out.splitlines() if not line.startswith("[")]
     assert ours[0].startswith("megatron_pixel "), "the first line of the program is its own"
     assert "DualGPT" in ours[0]
-    assert "2 processes on CPU: data 1, tensor 1, pipeline 2" in ours[1]
+    assert "2 processes on CPU: data 1, tensor 1, pipeline 2" in "\n".join(ours[:5])
     assert ours[-1].startswith("done: 6 steps")
     assert len(lines(tmp_path)) == 8
 
