@@ -131,6 +131,6 @@ def test_the_loss_is_the_sum_of_means_over_all_targets(found: dict[tuple[int, st
 
 def test_files_of_a_run(everything: Found) -> None:
     folder = everything.folder / "2" / "micro-1"
-    expected = {"checkpoints", "config.yaml", "logs", "metrics.jsonl", "tensorboard"}
+    expected = {"checkpoints", "config.yaml", "logs", "metrics.jsonl", "run.lock", "tensorboard"}
     assert {path.name for path in folder.iterdir()} == expected
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000004"]
