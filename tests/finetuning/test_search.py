@@ -143,6 +143,7 @@ def test_a_search_that_is_stopped_goes_on(place: Path, tmp_path: Path) -> None:
     ]
     words += ["--input.tokenizer", f"{place}/tokenizer.model", "--training.precision", "fp32"]
     words += ["--training.global_batch_rows", "5", "--training.micro_batch_rows", "5", "--optimizer.warmup_steps", "1"]
+    words += ["--stopping.patience", "0"]  # a fast machine would end the long point by itself
     (tmp_path / "grid.yaml").write_text("grid: {training.steps: [2, 100000]}", encoding="utf-8")
     program = Path(__file__).parents[2] / "megatron_pixel" / "finetune.py"
     command = [sys.executable, str(program), "search", "--grid", str(tmp_path / "grid.yaml"), *words]
@@ -156,7 +157,7 @@ def test_a_search_that_is_stopped_goes_on(place: Path, tmp_path: Path) -> None:
         time.sleep(1)
         process.send_signal(signal.SIGTERM)
         rest = "".join(lines)
-        assert process.wait(60) == 1
+        assert process.wait(60) == 1, rest
     finally:
         process.kill()
     assert "stopping: the points under way begin anew" in rest
