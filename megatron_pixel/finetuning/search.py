@@ -61,7 +61,12 @@ def array_share(environ: os._Environ[str] | dict[str, str]) -> str:
     return f"{int(task) - int(environ.get('SLURM_ARRAY_TASK_MIN', '0'))}/{count}"
 
 
-def search(points: Sequence[Point], output: Path, workers: int, show: Callable[[str], None] = print) -> Report:
+def tell(line: str) -> None:
+    """Print it at once: into a file or pipe, lines would else wait until thousands of characters are there."""
+    print(line, flush=True)
+
+
+def search(points: Sequence[Point], output: Path, workers: int, show: Callable[[str], None] = tell) -> Report:
     """Run all points that have no result yet.
 
     Args:
