@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from megatron_pixel.config.errors import UserError
 
+_DEEPSPEEDS = {"CROSS_RANK", "CROSS_SIZE"}
+"""Variables that DeepSpeed's launcher sets and torchrun does not: rank and number of the nodes."""
 MEETING_SECONDS = 300.0
 """How long processes look for rank 0, where ``MEGATRON_PIXEL_MEETING_SECONDS`` says nothing else."""
 
@@ -15,7 +17,7 @@ class Launch:
     """Place of this process among all that were started together."""
 
     launcher: str
-    """``python``, ``torchrun`` (also deepspeed's launcher), ``srun``, ``mpirun``."""
+    """``python``, ``torchrun``, ``deepspeed``, ``srun``, ``mpirun``."""
     rank: int
     world_size: int
     local_rank: int
@@ -61,7 +63,8 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
             )
         # A launcher of one process per node may leave LOCAL_RANK out.
         local = "LOCAL_RANK" if "LOCAL_RANK" in environ else None
-        return _launch("torchrun", environ, "RANK", "WORLD_SIZE", local)
+        launcher = "deepspeed" if _DEEPSPEEDS & environ.keys() else "torchrun"
+        return _launch(launcher, environ, "RANK", "WORLD_SIZE", local)
     if _in_slurm_step(environ):
         return _launch("srun", environ, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if "OMPI_COMM_WORLD_RANK" in environ:

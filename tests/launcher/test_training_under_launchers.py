@@ -170,7 +170,7 @@ def test_deepspeed_on_two_nodes_of_a_hostfile(folder: Path, truth: list[tuple[fl
     node = ["deepspeed", f"--hostfile={hosts}", "--no_ssh", "--master_addr=127.0.0.1", f"--master_port={port}"]
     words = arguments(folder / "deepspeed", *LONG, "--training.stop_after=4")
     said = run(*([*node, f"--node_rank={rank}", *words] for rank in range(2)))
-    assert "2 processes on 2 nodes" in said
+    assert "launch      deepspeed, 2 processes on 2 nodes" in said
     assert curve(folder / "deepspeed") == truth[:4]
 
 

@@ -5,6 +5,7 @@ from megatron_pixel.parallel.launch import Launch, first_host, meeting_seconds, 
 
 PLACE = {"MASTER_ADDR": "head", "MASTER_PORT": "4000"}
 TORCH = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", **PLACE}
+DEEPSPEED = {"LOCAL_SIZE": "2", "CROSS_RANK": "2", "CROSS_SIZE": "4"}
 SLURM = {
     "SLURM_PROCID": "5",
     "SLURM_NTASKS": "8",
@@ -32,7 +33,8 @@ STEP = "SLURM_JOB_ID=70123 SLURM_STEP_ID=2"
     [
         (TORCH, Launch("torchrun", 5, 8, 1, "head", 4000, "", 1, 8)),
         ({**TORCH, "LOCAL_WORLD_SIZE": "4"}, Launch("torchrun", 5, 8, 1, "head", 4000, "", 2, 4)),
-        ({**TORCH, "LOCAL_SIZE": "2"}, Launch("torchrun", 5, 8, 1, "head", 4000, "", 4, 2)),
+        ({**TORCH, **DEEPSPEED}, Launch("deepspeed", 5, 8, 1, "head", 4000, "", 4, 2)),
+        ({**SLURM, **TORCH, **DEEPSPEED}, Launch("deepspeed", 5, 8, 1, "head", 4000, "", 4, 2)),
         (SLURM, Launch("srun", 5, 8, 1, "gpu07", 0, STEP, 2, 4)),
         (
             {**SLURM, "SLURM_RESTART_COUNT": "3"},
