@@ -268,6 +268,47 @@ def test_heldout_without_rows_has_no_batches():
     assert HeldoutReader(sources(), 0, 2).num_rows(Kind.TEXT) == 0
 
 
+class WatchedSource(TinySource):
+    """Notes which rows are read; one of them cannot be."""
+
+    def __init__(self, kind: Kind, num_rows: int, name: str, damaged: int | None = None) -> None:
+        super().__init__(kind, num_rows, name)
+        self.damaged = damaged
+        self.read: list[int] = []
+
+    def row(self, index: int, out: Row | None = None) -> Row:
+        self.read.append(index)
+        if index == self.damaged:
+            raise ValueError("its checksum is wrong")
+        return super().row(index, out)
+
+
+@pytest.mark.parametrize(("num_rows", "shares"), [(1000, 1), (1000, 3), (32, 4), (5, 2), (1, 1)])
+def test_a_sample_is_spread_over_every_source_and_other_rows_in_every_share(num_rows, shares):
+    big, small = WatchedSource(Kind.TEXT, num_rows, "text:a"), WatchedSource(Kind.TEXT, 2, "text:b")
+    it = MixtureReader(Mixture({Kind.TEXT: 4}, 1), {Kind.TEXT: [(1.0, big), (1.0, small)]}, 0)
+    for share in range(shares):
+        it.sample(share, shares)
+    assert len(big.read) == shares * min(8, num_rows)
+    assert set(small.read) <= {0, 1}
+    if num_rows >= 8 * shares:
+        assert len(set(big.read)) == len(big.read), "no row is read twice"
+        gaps = np.diff([*sorted(big.read), num_rows])
+        assert min(big.read) == 0
+        assert gaps.max() <= -(-num_rows // (8 * shares))
+
+
+def test_a_row_of_the_sample_that_cannot_be_read_is_named():
+    for share in range(2):
+        source = WatchedSource(Kind.TEXT, 16, "text:a", damaged=3)
+        it = MixtureReader(Mixture({Kind.TEXT: 4}, 1), {Kind.TEXT: [(1.0, source)]}, 0)
+        if share == 0:
+            it.sample(share, 2)
+            continue
+        with pytest.raises(UserError, match=r"row 3 of text:a: ValueError: its checksum is wrong; python data_tools"):
+            it.sample(share, 2)
+
+
 def test_synthetic_run_opens_the_kinds_of_its_mixture():
     data = DataConfig(synthetic=True, mixture="1:0:1")
     training = TrainingConfig(global_batch_rows=8, micro_batch_rows=2)
