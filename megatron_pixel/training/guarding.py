@@ -1,5 +1,6 @@
 """All guards of a run on one rank, built from its settings, and what they say of a step."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -30,10 +31,11 @@ class Guards:
         self._config = config
         self._losses = LossGuard(config.max_skipped)
         self.spikes = SpikeGuard(config)
-        hosts = [""] * mesh.world_size
-        dist.all_gather_object(hosts, socket.gethostname())
+        places = [("", 0)] * mesh.world_size
+        dist.all_gather_object(places, (socket.gethostname(), os.getpid()))
+        hosts = [host for host, _ in places]
         self.slow_ranks = SlowRanks(config, mesh, hosts, folder if mesh.is_main else None)
-        self.watchdog = Watchdog(folder / "logs", config.hang_seconds, mesh.rank, mesh.world_size)
+        self.watchdog = Watchdog(folder / "logs", config.hang_seconds, mesh.rank, places)
 
     def judge(self, step: int, loss: float | None, finite: bool, skipped: bool, rows: str) -> Verdict:
         """What is to be done after a step; the same on all ranks, as all know the same of it.

@@ -2,28 +2,32 @@
 
 A thread of each rank looks at when its training thread last gave a sign of life. Past the limit every rank writes what
 it is doing to a folder that all share; after a moment in which the others do so too, the first of them makes a summary,
-and all end. A rank that writes nothing (its process is stopped, its machine gone) stands out by that.
+and all end. A rank that writes nothing stands out by that: its machine is gone, or its process is stopped; on the
+machine of the first such a process is woken up to write its stacks, too.
 """
 
 import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from megatron_pixel.training import exit_codes
 
+T = TypeVar("T")
 SUMMARY = "summary.txt"
 _WRAPPERS = ("c10d_logger", os.path.join("deepspeed", "comm"), os.path.join("deepspeed", "utils"))
 """Files that only pass a call on."""
@@ -38,14 +42,20 @@ class Watchdog:
     Args:
         folder: that all ranks see; each hang gets a folder in it.
         limit: seconds without a sign of life.
-        rank, world_size: of this process.
+        rank: of this process.
+        places: host and process of every rank.
         end: ends the process; never returns, but in tests.
     """
 
     def __init__(
-        self, folder: Path, limit: float, rank: int, world_size: int, end: Callable[[int], object] = os._exit
+        self,
+        folder: Path,
+        limit: float,
+        rank: int,
+        places: Sequence[tuple[str, int]],
+        end: Callable[[int], object] = os._exit,
     ) -> None:
-        self._folder, self._limit, self._rank, self._world_size, self._end = folder, limit, rank, world_size, end
+        self._folder, self._limit, self._rank, self._places, self._end = folder, limit, rank, places, end
         self._gather = max(2.0, min(30.0, limit / 5))
         self._watched = threading.get_ident()
         self._last, self._phase, self._step = time.monotonic(), "starting", 0
@@ -88,7 +98,7 @@ class Watchdog:
             # Native code that never gives the interpreter back would keep this thread, too, from running: then the
             # interpreter's own timer, which needs no Python, writes the stacks and ends the process.
             assert self._frozen is not None
-            faulthandler.dump_traceback_later(self._limit + 2 * self._gather, exit=True, file=self._frozen)
+            faulthandler.dump_traceback_later(self._limit + 4 * self._gather, exit=True, file=self._frozen)
             silent = time.monotonic() - self._last
             if silent > self._limit and not self._paused:
                 self._report(silent)
@@ -113,23 +123,63 @@ class Watchdog:
         part = folder / f"rank-{self._rank:05d}.part"
         part.write_text(json.dumps(facts) + "\n", encoding="utf-8")
         part.replace(folder / f"rank-{self._rank:05d}.json")
-        end = time.monotonic() + self._gather
-        while time.monotonic() < end and len(list(folder.glob("rank-*.json"))) < self._world_size:
-            time.sleep(0.1)
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("rank-*.json"))]
-        if found[0]["rank"] == self._rank:
-            text = summary(found, self._world_size, folder)
-            (folder / SUMMARY).write_text(text, encoding="utf-8")
-            print(text, file=sys.stderr, end="", flush=True)
-        else:
+        world_size = len(self._places)
+        found = self._await(lambda: _told(folder), lambda found: len(found) == world_size)
+        if found[0]["rank"] != self._rank:
             # The one that tells must not lose its connection before it has.
-            end = time.monotonic() + self._gather
-            while not (folder / SUMMARY).exists() and time.monotonic() < end:
-                time.sleep(0.1)
+            self._await((folder / SUMMARY).exists, bool, 2 * self._gather)
+            return
+        stopped = wake(self._places, {facts["rank"] for facts in found})
+        if stopped:
+            found = self._await(lambda: _told(folder), lambda found: stopped <= {facts["rank"] for facts in found})
+        text = summary(found, world_size, folder, stopped)
+        (folder / SUMMARY).write_text(text, encoding="utf-8")
+        print(text, file=sys.stderr, end="", flush=True)
+
+    def _await(self, look: Callable[[], T], enough: Callable[[T], bool], seconds: float | None = None) -> T:
+        """What there is to see as soon as it is enough, or when the time is up."""
+        end = time.monotonic() + (self._gather if seconds is None else seconds)
+        while not enough(seen := look()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return seen
 
 
-def summary(found: Sequence[Mapping[str, Any]], world_size: int, folder: Path) -> str:
-    """What the reports of the ranks that answered add up to: who waits where, and for whom."""
+def _told(folder: Path) -> list[dict[str, Any]]:
+    """The reports that are there, in the order of ranks."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("rank-*.json"))]
+
+
+def wake(places: Sequence[tuple[str, int]], answered: Collection[int]) -> set[int]:
+    """Let the processes on this machine go on that are stopped (SIGSTOP, Ctrl-Z, a debugger that left).
+
+    Args:
+        places: host and process of every rank.
+        answered: ranks that need no waking.
+
+    Returns:
+        The ranks that were stopped.
+    """
+    stopped = set()
+    for rank, (host, pid) in enumerate(places):
+        if rank not in answered and host == socket.gethostname():
+            with suppress(psutil.Error, OSError):
+                if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                    os.kill(pid, signal.SIGCONT)
+                    stopped.add(rank)
+    return stopped
+
+
+def summary(
+    found: Sequence[Mapping[str, Any]], world_size: int, folder: Path, stopped: Collection[int] = frozenset()
+) -> str:
+    """What the reports of the ranks that answered add up to: who waits where, and for whom.
+
+    Args:
+        found: the reports.
+        world_size: number of ranks.
+        folder: where the stacks are.
+        stopped: ranks whose processes were stopped, and answered when they were woken up.
+    """
     first = found[0]
     lines = [f"watchdog: no progress for {first['seconds']:.0f} s at step {first['step']}; stacks are in {folder}"]
     answered = {facts["rank"]: facts for facts in found}
@@ -149,7 +199,9 @@ def summary(found: Sequence[Mapping[str, Any]], world_size: int, folder: Path) -
     for facts in found:
         call = facts["collective"]
         place = f"in {call['name']}, called at {call['caller']}" if call else "in no collective operation"
-        lines.append(f"  rank {facts['rank']} on {facts['host']} (process {facts['pid']}): {facts['phase']}, {place}")
+        state = "its process was stopped in: " if facts["rank"] in stopped else ""
+        who = f"rank {facts['rank']} on {facts['host']} (process {facts['pid']})"
+        lines.append(f"  {who}: {state}{facts['phase']}, {place}")
         lines += [f"    on the device: {entry}" for entry in facts["device"]]
     if silent:
         lines.append(f"  {_listed(silent)}: no answer; the process is stopped or dead, or its machine is gone")

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,8 @@ LAYOUTS: dict[str, list[str]] = {
 WORDS = ["--model.layers=2", "--evaluation.rows=0", "--optimizer.warmup_steps=2"]
 WATCHED = ("data 4, ZeRO 2", "data 4, ZeRO 3", "tensor 2 x pipeline 2")
 """Layouts in which ranks hang and are slow: each takes its seconds."""
+STOPPED = "data 4, ZeRO 2"
+"""Of them, where the rank that hangs does so because its process is stopped."""
 SLEEPER = 1
 LIMIT = 2.0
 
@@ -151,7 +154,7 @@ def rewound(root: Path, name: str, here: Mesh) -> dict[str, Any]:
 
 
 def hung(folder: Path, name: str, here: Mesh) -> dict[str, Any]:
-    """One rank sleeps in its forward pass of step 3 until the watchdog has told; it is slow in step 2."""
+    """One rank sleeps or is stopped in its forward pass of step 3 until the watchdog has told; it is slow in step 2."""
     ends: list[int] = []
     at = {"step": 1}
     reports = folder / "logs" / "hang-step-00000003"
@@ -169,6 +172,8 @@ def hung(folder: Path, name: str, here: Mesh) -> dict[str, Any]:
             return
         if at["step"] == 2:
             time.sleep(0.2)
+        if at["step"] == 3 and name == STOPPED and not reports.exists():
+            os.kill(os.getpid(), signal.SIGSTOP)
         end = time.monotonic() + 30
         while at["step"] == 3 and not (reports / SUMMARY).exists() and time.monotonic() < end:
             time.sleep(0.05)

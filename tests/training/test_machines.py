@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
+import socket
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -136,8 +140,27 @@ def test_a_summary_says_who_waits_for_whom() -> None:
     assert "all_reduce of ranks 0, 1, 2, 3: ranks 0, 2 waiting; not there: ranks 1, 3" in text
     assert "rank 1 on h (process 5): p, in no collective operation" in text
     assert "rank 3: no answer; the process is stopped or dead, or its machine is gone" in text
+    text = watchdog.summary([told(0, [0, 1]), told(1, None)], 2, Path("logs"), stopped={1})
+    assert "rank 1 on h (process 5): its process was stopped in: p, in no collective operation" in text
     text = watchdog.summary([told(0, [0, 1]), told(1, [0, 1])], 2, Path("logs"))
     assert "ranks 0, 1 waiting; all of them are there" in text
+
+
+def test_a_stopped_process_of_this_machine_is_woken_up() -> None:
+    with subprocess.Popen(["sleep", "60"]) as stopped, subprocess.Popen(["sleep", "60"]) as running:
+        try:
+            stopped.send_signal(signal.SIGSTOP)
+            os.waitpid(stopped.pid, os.WUNTRACED)
+            here = socket.gethostname()
+            places = [(here, os.getpid()), (here, stopped.pid), (here, running.pid), ("elsewhere", stopped.pid)]
+            assert watchdog.wake(places, {0, 1}) == set(), "it has answered"
+            assert psutil.Process(stopped.pid).status() == psutil.STATUS_STOPPED
+            assert watchdog.wake(places, {0}) == {1}
+            assert psutil.Process(stopped.pid).status() != psutil.STATUS_STOPPED
+            assert watchdog.wake([(here, 2**22 + 1)], set()) == set(), "gone"
+        finally:
+            stopped.kill()
+            running.kill()
 
 
 def whole_checkpoint(run: Path, step: int, settings: dict[str, Any]) -> None:
