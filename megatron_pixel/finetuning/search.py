@@ -54,11 +54,25 @@ def share_of(points: Sequence[Point], share: str) -> list[Point]:
 
 
 def array_share(environ: os._Environ[str] | dict[str, str]) -> str:
-    """The share of a task of a SLURM array; everything outside one."""
-    task, count = environ.get("SLURM_ARRAY_TASK_ID"), environ.get("SLURM_ARRAY_TASK_COUNT")
-    if task is None or count is None:
+    """The share of a task of a SLURM array; everything outside one.
+
+    Raises:
+        UserError: the numbers of the array are not evenly spaced, so a task cannot know which of them it is.
+    """
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+    if any(name not in environ for name in names):
         return "0/1"
-    return f"{int(task) - int(environ.get('SLURM_ARRAY_TASK_MIN', '0'))}/{count}"
+    task, count = (int(environ[name]) for name in names)
+    first, last, step = (
+        int(environ.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("MIN", "0"), ("MAX", str(count - 1)), ("STEP", "1"))
+    )
+    if first + (count - 1) * step != last or (task - first) % step:
+        raise UserError(
+            f"the numbers of the SLURM array ({count} from {first} to {last}) have gaps: submit it with --array "
+            f"0-{count - 1}, or give each job its --share NUMBER/COUNT"
+        )
+    return f"{(task - first) // step}/{count}"
 
 
 def tell(line: str) -> None:

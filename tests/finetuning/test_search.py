@@ -50,16 +50,24 @@ def test_cases_are_chosen(grid: Path) -> None:
         read_points(grid, system="dualgpt")
 
 
+def array(task: int, count: int, first: int, last: int, step: int = 1) -> dict[str, str]:
+    """What SLURM tells the task of an array."""
+    told = {"ID": task, "COUNT": count, "MIN": first, "MAX": last, "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in told.items()}
+
+
 def test_samples_and_shares_cover_the_grid(grid: Path) -> None:
     points = read_points(grid)
     assert {p.name for p in sampled(points, 3, 0)} < {p.name for p in sampled(points, 5, 0)}
     assert sampled(points, 3, 0) != sampled(points, 3, 1)
     parts = [share_of(points, f"{number}/3") for number in range(3)]
     assert sorted(p.name for part in parts for p in part) == sorted(p.name for p in points)
-    assert (
-        array_share({"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "4"}) == "2/4"
-    )
     assert array_share({}) == "0/1"
+    assert array_share(array(6, 4, first=4, last=7)) == "2/4"
+    assert [array_share(array(task, 3, 1, 9, step=4)) for task in (1, 5, 9)] == ["0/3", "1/3", "2/3"]
+    for task, step in ((3, 3), (1, 1)):  # --array 1,3,7
+        with pytest.raises(UserError, match=r"the SLURM array \(3 from 1 to 7\) have gaps: .* --array 0-2"):
+            array_share(array(task, 3, 1, 7, step))
     with pytest.raises(UserError, match=r"--share 3/3: expected NUMBER/COUNT"):
         share_of(points, "3/3")
 

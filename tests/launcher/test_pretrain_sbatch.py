@@ -1,6 +1,8 @@
 """launcher/pretrain.sbatch with a stand-in for SLURM's commands: what it hands to the tasks, and when it refuses."""
 
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ case "$*" in
   "show hostnames node[3-4]") printf 'node3\nnode4\n' ;;
   "show node node3") printf 'NodeName=node3 Arch=x86_64\n   NodeAddr=10.0.0.3 NodeHostName=host3 Version=22\n' ;;
   "show node node4") printf 'NodeName=node4 Arch=x86_64\n   NodeAddr=10.0.0.4 NodeHostName=host4 Version=22\n' ;;
-  "show job 123456") printf 'JobId=123456\n   StartTime=x EndTime=2026-01-01T00:00:00 Deadline=N/A\n' ;;
+  "show job 123456") printf 'JobId=123456\n   StartTime=x EndTime=2026-01-01T00:00:00 Deadline=N/A\n'
+    printf '   JobState=%s Reason=None\n' "$STATE"
+    printf '   PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=%s\n' "$PREEMPTED" ;;
+  "requeue 123456") echo requeue >> "$0.log" ;;
   *) exit 1 ;;
 esac
 """
@@ -24,11 +29,20 @@ exit 65
 """
 
 
-def submit(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script as a batch job would, from a copy in a spool folder."""
+WAITING = r"""#!/usr/bin/env bash
+trap 'echo saved; exit 75' USR1
+trap 'echo killed; exit 143' TERM
+echo "tasks started"
+for _ in {1..600}; do sleep 0.05; done
+"""
+"""Tasks that save when they are asked to by SIGUSR1; SIGTERM makes srun kill them."""
+
+
+def batch_job(folder: Path, srun: str, environment: dict[str, str]) -> tuple[Path, dict[str, str]]:
+    """A copy of the script in a spool folder, with stand-ins for SLURM's commands; the environment of a job."""
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
-    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+    for name, text in (("scontrol", SCONTROL), ("srun", srun)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     copy = folder / "slurm_script"
@@ -42,17 +56,56 @@ def submit(folder: Path, *arguments: str, **environment: str) -> subprocess.Comp
         "SLURM_NTASKS": "16",
         "PYTHON": "/some/python",
         "TZ": "UTC",
+        "STATE": "RUNNING",
+        "PREEMPTED": "None",
     }
-    job |= environment
     # An empty value stands for a variable that is not set.
+    return copy, {name: value for name, value in (job | environment).items() if value}
+
+
+def submit(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script as a batch job would."""
+    script, job = batch_job(folder, SRUN, environment)
     return subprocess.run(
-        ["bash", str(copy), *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={name: value for name, value in job.items() if value},
+        ["bash", str(script), *arguments], check=False, capture_output=True, text=True, cwd=folder, env=job
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "preempted", "said", "requeues"),
+    [
+        (signal.SIGTERM, "RUNNING", "None", "stopped on demand; submit the same command again to go on", 0),
+        (signal.SIGTERM, "RUNNING", "2026-01-01T00:00:00", "requeued to go on", 1),
+        (signal.SIGTERM, "CANCELLED", "None", "cancelled; submit the same command again to go on", 0),
+        (signal.SIGUSR1, "RUNNING", "None", "requeued to go on", 1),
+        (signal.SIGUSR1, "CANCELLED", "None", "cancelled; submit the same command again to go on", 0),
+    ],
+)
+def test_what_a_signal_means_is_for_slurm_to_tell(
+    tmp_path: Path, number: signal.Signals, state: str, preempted: str, said: str, requeues: int
+) -> None:
+    """Preempted it comes back, and not where its user wants it no more; the tasks save in any case."""
+    script, job = batch_job(tmp_path, WAITING, {"STATE": state, "PREEMPTED": preempted})
+    output = tmp_path / "out"
+    with output.open("w") as file:
+        shell = subprocess.Popen(
+            ["bash", str(script), "--config", "x"], stdout=file, stderr=file, cwd=tmp_path, env=job
+        )
+        try:
+            end = time.monotonic() + 20
+            while "tasks started" not in output.read_text() and time.monotonic() < end:
+                time.sleep(0.02)
+            shell.send_signal(number)
+            assert shell.wait(20) == 75
+        finally:
+            shell.kill()
+    text = output.read_text()
+    assert f"got {number.name}; the tasks finish their step and save" in text
+    assert "saved" in text
+    assert "killed" not in text
+    assert f"job 123456: {said}" in text
+    log = tmp_path / "bin" / "scontrol.log"
+    assert (log.read_text() if log.exists() else "").count("requeue") == requeues
 
 
 def test_tasks_get_the_arguments_and_the_meeting_point(tmp_path: Path) -> None:
