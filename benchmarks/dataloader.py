@@ -6,10 +6,12 @@
 
 Two small datasets are made of the same text (presidential messages, or interface translations in twelve languages) in a
 folder that is removed again: pages, and strings, whose rows are drawn when they are read. The loader then builds
-micro-batches of 1,024-position RGB rows, uint8, in the thread of this process and in 1 and 2 worker processes. A row
+micro-batches of 1,024-position RGB rows, uint8, in the thread of this process and in 1, 2 and 4 worker processes. A row
 counts when this process holds it. Files are in the page cache; caches of compiled code and of glyphs are warm.
 
-A 350M model that runs at half of the peak of an H200 eats about 210,000 patches a second: 205 rows of 1,024.
+The loader is compared with what eats its rows: a step of the model of the CPU's benchmarks on this machine (4 layers of
+the paper's width, fp32, forward and backward pass), and a 350M model at half of the peak of an H200, which eats about
+210,000 patches a second: 205 rows of 1,024.
 """
 
 import argparse
@@ -42,7 +44,9 @@ MODEL = ModelConfig()
 GPU_ROWS = GPU_PATCHES / MODEL.seq_length
 MICRO_BATCH_ROWS = 8
 MICRO_BATCHES = 4
-WORKERS = (0, 1, 2)
+WORKERS = (0, 1, 2, 4)
+STEPS = 4
+"""Micro-batches that the step is measured over, the first of them left out."""
 FORMS = {"stored": "pixels", "on_the_fly": "strings"}
 """Key of the figures -> kind of the dataset."""
 JOINED = 6
@@ -61,7 +65,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prefixes = make_datasets(Path(folder), arguments.mix, arguments.documents)
         figures = measure(prefixes, arguments.seconds, arguments.repeats)
+        figures["step"] = step(prefixes["stored"])
     figures["mix"] = arguments.mix
+    for form in FORMS:
+        figures[form]["steps_fed"] = figures[form]["rows_per_second"] / figures["step"]["rows_per_second"]
+        figures[form]["gpus_fed"] = figures[form]["rows_per_second"] / GPU_ROWS
     print(table(figures))
     result_file.write(arguments.json, figures)
 
@@ -87,6 +95,7 @@ def measure(prefixes: dict[str, str], seconds: float, repeats: int) -> dict[str,
     runs: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in range(repeats):
         for workers in WORKERS:
+            print(f"{workers} workers ...", file=sys.stderr, flush=True)
             for form, reader in readers.items():
                 runs.setdefault((form, workers), []).append(timed(reader, workers, seconds))
     figures: dict[str, Any] = {"gpu": {"patches_per_second": GPU_PATCHES, "rows_per_second": GPU_ROWS}}
@@ -133,6 +142,16 @@ def timed(reader: MixtureReader, workers: int, seconds: float) -> dict[str, floa
     # With workers this process only takes note of what they have done.
     name = "rows_per_cpu_second" if workers == 0 else "loader_cpu_share"
     return figures | {name: rows / used if workers == 0 else used / elapsed}
+
+
+def step(prefix: str) -> dict[str, float]:
+    """What a step on this machine eats."""
+    from benchmarks.dataloader_step import CPU_MODEL, step_rows_per_second
+
+    print("measuring a training step ...", file=sys.stderr, flush=True)
+    reader = open_reader(prefix)
+    rate = step_rows_per_second([reader.micro_batch(0, number, 0, 1) for number in range(STEPS)])
+    return {"rows_per_second": rate, "layers": CPU_MODEL.layers, "hidden": CPU_MODEL.hidden}
 
 
 def stages(form: str, prefix: str, repeats: int) -> dict[str, float]:
@@ -205,14 +224,20 @@ def bytes_a_row(prefix: str) -> float:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as text."""
-    lines = [f"{figures['mix']} rows of 1,024 positions; one H200-class GPU eats {GPU_ROWS:,.0f} rows/s", ""]
-    lines.append(f"{'':12}{'workers':>8}{'rows/s':>10}{'patches/s':>14}{'GPUs fed':>10}")
+    eaten = figures["step"]["rows_per_second"]
+    lines = [
+        f"{figures['mix']} rows of 1,024 positions; one H200-class GPU eats {GPU_ROWS:,.0f} rows/s, a step of "
+        f"{figures['step']['layers']} layers on this machine {eaten:.2f}",
+        "",
+        f"{'':12}{'workers':>8}{'rows/s':>10}{'patches/s':>14}{'GPUs fed':>10}{'x the step':>12}",
+    ]
     for form in FORMS:
         for workers, run in figures[form]["by_workers"].items():
             fed = run["rows_per_second"] / GPU_ROWS
             name = form.replace("_", " ")
             lines.append(
                 f"{name:12}{workers:>8}{run['rows_per_second']:>10,.0f}{run['patches_per_second']:>14,.0f}{fed:>10.1f}"
+                f"{run['rows_per_second'] / eaten:>12,.0f}"
             )
     lines.append("")
     for form in FORMS:

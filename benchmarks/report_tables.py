@@ -91,7 +91,46 @@ def dataloader(result: Result) -> str:
         ]
         for form, title in forms.items()
     ]
+    shown = table(head, rows)
+    if "step" not in result:
+        return shown
+    step = result["step"]
+    fed = " and ".join(f"{number(result[form]['steps_fed'])} times as many ({title})" for form, title in forms.items())
+    gpus = " and ".join(f"{number(result[form]['gpus_fed'])}" for form in forms)
+    return (
+        f"{shown}\n\nA step of {step['layers']} layers of width {step['hidden']} takes "
+        f"{number(step['rows_per_second'])} rows a second on the same machine: the loader builds {fed}, enough for "
+        f"{gpus} H200-class GPUs."
+    )
+
+
+def startup(result: Result) -> str:
+    """Seconds and memory until the first micro-batch, by size of the dataset."""
+    titles = {
+        "pixels": "ours, pages",
+        "text": "ours, text",
+        "step": "ours, `pretrain.py` to the end of its first step",
+        "megatron": "megatron-core, text",
+        "megatron_cached": "megatron-core, text, its indexes cached",
+    }
+    rows = [
+        [
+            f"{int(pages):,}",
+            title,
+            *(number(found[name].get(key)) for key in ("seconds", "import_seconds")),
+            number(None if name == "step" else found[name]["open_seconds"] + found[name]["batch_seconds"]),
+            *(number(_megabytes(found[name].get(key))) for key in ("rss_bytes", "anonymous_bytes")),
+        ]
+        for pages, found in result["sizes"].items()
+        for name, title in titles.items()
+        if name in found
+    ]
+    head = ["pages", "", "seconds", "importing", "opening and first batch", "RSS, MB", "of that its own, MB"]
     return table(head, rows)
+
+
+def _megabytes(size: float | None) -> float | None:
+    return None if size is None else size / 1e6
 
 
 def _processes(count: str) -> str:
@@ -313,6 +352,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "storage": storage,
     "dataloader": dataloader,
     "dataloader_multilingual": dataloader,
+    "startup": startup,
     "preprocessing": preprocessing,
     "preprocessing_kills": preprocessing_kills,
     "fidelity": fidelity,
