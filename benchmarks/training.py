@@ -1,0 +1,311 @@
+#!/usr/bin/env python
+"""How fast is a training step, how close to the device's limit, and how far ahead of other implementations?
+
+    python benchmarks/training.py                                     # CPU: 4 layers of the paper's width; GPU: all 24
+    python benchmarks/training.py --size tiny --minutes 1             # a look, in a minute
+    python benchmarks/training.py --precision bf16 --kinds text       # one figure
+    python benchmarks/training.py --variants all                      # our settings against each other, too
+    python benchmarks/training.py --variants parallel.activation_checkpointing=all
+    python benchmarks/training.py --json benchmarks/results/training.json
+
+Ours is the run that `pretrain.py` builds: made-up rows of 1,024 positions read ahead by its loader, its loop, engine
+and metrics. Peers train the same model on the same rows, with the same DeepSpeed settings, optimizer, micro-batch and
+precision: Hugging Face's LlamaForCausalLM with SDPA attention, with the paper's patch embedder and pixel head where
+rows hold patches; and, on a GPU, megatron-core's GPTModel with its own local layers, on text rows. All take their steps
+in turns, in an order that turns around from round to round. A ratio is the median over rounds of our positions a second
+by theirs, above 1 where ours is faster. The ceiling is the rate of the plain matrix products of a micro-batch, forward
+and backward. On a machine with other work, `--clock processor` with OMP_NUM_THREADS=1 compares processor time.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import result_file
+from benchmarks.training_variants import VARIANTS, settings_of
+from megatron_pixel.config.errors import UserError, exit_on_user_error
+from megatron_pixel.config.loader import load_config
+from megatron_pixel.config.schema import RunConfig
+from megatron_pixel.parallel.environment import set_environment
+from megatron_pixel.parallel.launch import read_launch
+from megatron_pixel.parallel.quiet import silence_libraries
+
+if TYPE_CHECKING:
+    from benchmarks.training_rounds import Rounds, Side
+    from megatron_pixel.parallel.mesh import Mesh
+
+KINDS = ("text", "pixel", "pair", "mix")
+RECIPES = ROOT / "megatron_pixel" / "config" / "recipes"
+FORMULA = """\
+FLOPs of a step = 6 (L (2 h^2 + 2 a h^2 + 3 h f) positions + 2 L h pairs + d h (patches + patch targets)
+                  + V h token targets)
+  h hidden, a = kv_heads / heads, f ffn, L layers, d values of a patch, V vocabulary; positions without padding; pairs
+  of a position and one that it attends to, n (n + 1) / 2 in a row of n: the causal triangle, which is what is computed.
+MFU = FLOPs / seconds / the device's dense bf16 peak. Ceiling: the same by the rate of plain matrix products."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Measure and show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+    add("--size", choices=["paper", "tiny"], default="paper", help="of the model (default: paper)")
+    add("--layers", type=int, help="decoder layers (default: 24 on a GPU, 4 on a CPU)")
+    order = "the first stands at the top of the result (default: bf16 fp32 on a GPU, else fp32 bf16)"
+    add("--precision", nargs="+", choices=["fp32", "bf16"], help=order)
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="rows (default: all)")
+    add("--rows", type=int, help="of a micro-batch (default: 16 on a GPU, 1 on a CPU)")
+    add("--accumulation", type=int, help="micro-batches of a step (default: 4 on a GPU, 2 on a CPU)")
+    add("--peers", nargs="*", choices=["hf", "megatron_core"], help="default: hf, and megatron_core on a GPU")
+    names = f"our settings to compare: all, some of {', '.join(VARIANTS)}, or KEY=VALUE,KEY=VALUE"
+    add("--variants", nargs="*", default=[], metavar="NAME", help=names)
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our run, and of its variants")
+    add("--clock", choices=["wall", "processor"], default="wall", help="default: %(default)s")
+    add("--minutes", type=float, default=9.0, help="for all of it (default: %(default)s)")
+    result_file.add_json_argument(parser)
+    arguments = parser.parse_args(words)
+    begin = time.monotonic()
+    if arguments.device == "cpu":
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    silence_libraries()
+    set_environment(read_launch(os.environ))
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if arguments.device == "cuda" and not cuda:
+        raise UserError("--device cuda: torch finds no CUDA device here; leave it out to measure on the CPU")
+    precisions = arguments.precision or (["bf16", "fp32"] if cuda else ["fp32", "bf16"])
+    arguments.rows = arguments.rows or (16 if cuda else 1)
+    arguments.accumulation = arguments.accumulation or (4 if cuda else 2)
+    arguments.peers = ["hf", *(["megatron_core"] if cuda else [])] if arguments.peers is None else arguments.peers
+    print(FORMULA, flush=True)
+    found: dict[str, dict[str, Any]] = {}
+    for number, precision in enumerate(precisions):
+        left = begin + 60 * arguments.minutes - time.monotonic()
+        found[precision] = measure(arguments, precision, cuda, left / (len(precisions) - number))
+    first = found.pop(precisions[0])
+    result_file.write(arguments.json, {**first, **found}, ("torch", "deepspeed", "megatron-core", "transformers"))
+
+
+def config_of(
+    arguments: argparse.Namespace, precision: str, cuda: bool, extra: Sequence[str], folder: str
+) -> RunConfig:
+    """The settings of our run, and of a variant of it."""
+    tiny = arguments.size == "tiny"
+    layers = arguments.layers or (24 if cuda and not tiny else 4)
+    words = [
+        f"--run.dir={folder}",
+        f"--model.layers={layers}",
+        "--data.synthetic=true",
+        "--data.mixture=4:4:2",
+        f"--training.precision={precision}",
+        "--training.steps=1000000000",
+        f"--training.micro_batch_rows={arguments.rows}",
+        "--optimizer.lr=1e-5",
+        "--evaluation.rows=0",
+        "--evaluation.every=0",
+        "--checkpoint.every=0",
+        "--checkpoint.milestones=999999999",
+        "--guards.hang_seconds=0",
+        "--guards.slow_ranks_every=0",
+        *(f"--{word}" for word in arguments.set),
+        *extra,
+    ]
+    recipe = RECIPES / ("dualgpt-tiny.yaml" if tiny else "dualgpt.yaml")
+    micro = load_config(recipe, [*words, "--training.global_batch_rows=10"]).training.micro_batch_rows
+    return load_config(recipe, [*words, f"--training.global_batch_rows={5 * micro}"])
+
+
+def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: float) -> dict[str, Any]:
+    """The figures of one precision.
+
+    Args:
+        seconds: that it may take; at least two rounds are taken.
+    """
+    from benchmarks.training_rounds import Rounds
+    from megatron_pixel.parallel.mesh import mesh
+
+    end = time.monotonic() + seconds
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        here = stack.enter_context(mesh(load_config(RECIPES / "dualgpt.yaml").parallel))
+        config = config_of(arguments, precision, cuda, [], str(folder / "ours"))
+        sides, skipped = build_sides(arguments, config, precision, cuda, folder, here, stack)
+        ours: Any = sides[0].runner
+        shape = f"{config.training.micro_batch_rows} x {arguments.accumulation} rows of {config.model.seq_length:,}"
+        size = f"{ours.parameters / 1e6:,.0f} million parameters"
+        say(f"\n{precision}, {size}, {shape} positions, on {device_name(here)}, up to {seconds / 60:.1f} minutes")
+        clock = time.process_time if arguments.clock == "processor" else time.perf_counter
+        rounds = Rounds(sides, ours, config.model, config.loss.end_patch, here, say, clock)
+        ceilings = ceilings_of(arguments, config, here)
+        rounds.warm_up(arguments.kinds)
+        while True:
+            started = time.monotonic()
+            rounds.take(arguments.kinds)
+            now = time.monotonic()
+            if rounds.rounds >= 2 and now + (now - started) > end:
+                break
+        figures = figures_of(arguments, config, rounds, ceilings, here)
+    figures["variants_left_out"] = skipped | {s.name: s.failed for s in sides if s.failed is not None}
+    show(figures, arguments.kinds)
+    return figures
+
+
+def build_sides(
+    arguments: argparse.Namespace,
+    config: RunConfig,
+    precision: str,
+    cuda: bool,
+    folder: Path,
+    here: "Mesh",
+    stack: ExitStack,
+) -> tuple[list["Side"], dict[str, str]]:
+    """Ours, the variants that can be built, the peers; and why others cannot."""
+    from benchmarks.training_memory import MemoryOfOne
+    from benchmarks.training_peers import PEERS, Peer
+    from benchmarks.training_rounds import Side
+    from benchmarks.training_run import MeasuredRun
+
+    sides, skipped = [], {}
+    names = list(VARIANTS) if arguments.variants == ["all"] else arguments.variants
+    for name in ["ours", *names]:
+        memory = MemoryOfOne(here.device)
+        try:
+            extra = [] if name == "ours" else settings_of(name, arguments.rows)
+            other = config_of(arguments, precision, cuda, extra, str(folder / name))
+            with memory.building():
+                run = MeasuredRun(other, here, arguments.accumulation)
+        except Exception as error:
+            if name == "ours":
+                raise
+            skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            print(f"left out: {name}: {skipped[name]}", flush=True)
+            continue
+        stack.enter_context(run)
+        sides.append(Side(name, run, memory))
+    for name in arguments.peers:
+        memory = MemoryOfOne(here.device)
+        with memory.building():
+            peer = Peer(PEERS[name](config.model), config, sides[0].runner.readers, here)
+        sides.append(Side(name, peer, memory))
+    return sides, skipped
+
+
+def ceilings_of(arguments: argparse.Namespace, config: RunConfig, here: "Mesh") -> dict[str, float]:
+    """The rate of plain products by kind, in 10^12 operations a second."""
+    import torch
+
+    from benchmarks.training_ceiling import ceiling
+
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    repeats = 20 if here.device.type == "cuda" else 2
+    rows = config.training.micro_batch_rows
+    return {k: ceiling(config.model, rows, k, dtype, here.device, repeats) for k in arguments.kinds if k != "mix"}
+
+
+def figures_of(
+    arguments: argparse.Namespace, config: RunConfig, rounds: "Rounds", ceilings: dict[str, float], here: "Mesh"
+) -> dict[str, Any]:
+    """All figures of a precision."""
+    from benchmarks.training_rounds import ratio, reached
+    from megatron_pixel.training.throughput import peak_tflops
+
+    peak = peak_tflops(here.device, config.training.precision)
+    ours, *others = rounds.sides
+    figures: dict[str, Any] = {
+        "device": device_name(here),
+        "precision": config.training.precision,
+        "rounds": rounds.rounds,
+        "parameters": rounds.sides[0].runner.parameters,  # type: ignore[attr-defined]
+        "model": {key: getattr(config.model, key) for key in
+                  ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab_size", "seq_length")},
+        "peak_tflops": peak,
+        "flops": FORMULA,
+    }  # fmt: skip
+    for name in arguments.kinds:
+        here_figures = reached(ours, name, arguments.rows, peak)
+        here_figures["peak_memory_gb"] = ours.memory.peak / 1e9
+        if name in ceilings:
+            here_figures["ceiling_tflops"] = ceilings[name]
+            here_figures["share_of_ceiling"] = here_figures["tflops"] / ceilings[name]
+        for side in others:
+            if name not in side.seconds:
+                continue
+            found = ratio(ours.rates(name), side.rates(name))
+            if side.name in ("hf", "megatron_core"):
+                here_figures[f"ratio_to_{side.name}"] = found["median"]
+                here_figures[f"ratio_to_{side.name}_range"] = [found["least"], found["most"]]
+            theirs = reached(side, name, side.runner.readers[name].mixture.micro_batch_rows, peak)
+            theirs["peak_memory_gb"] = side.memory.peak / 1e9
+            theirs["ratio_to_ours"] = 1 / found["median"]
+            here_figures.setdefault("others", {})[side.name] = theirs
+        figures[name] = here_figures
+    mfus = [figures[name]["mfu"] for name in arguments.kinds if figures[name]["mfu"] is not None]
+    figures["mfu"] = figures.get("text", {}).get("mfu") if mfus else None
+    if {"text", "pixel"} <= set(arguments.kinds):
+        figures["text_without_head_over_pixel"] = head_comparison(rounds)
+    return figures
+
+
+def head_comparison(rounds: "Rounds") -> dict[str, float]:
+    """Text steps less the vocabulary head by pixel steps of as many positions: at least 1 where pixels keep up."""
+    import statistics
+
+    ours = rounds.sides[0]
+    text, pixel = ours.seconds["text"], ours.seconds["pixel"]
+    rests = {number: taken - rounds.head_seconds[number] for number, taken in text.items()}
+    return {
+        "ratio": statistics.median(rests[n] / pixel[n] for n in rests if n in pixel),
+        "text_step_seconds": statistics.median(text.values()),
+        "head_seconds": statistics.median(rounds.head_seconds.values()),
+        "pixel_step_seconds": statistics.median(pixel.values()),
+    }
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    print(line, flush=True)
+
+
+def device_name(here: "Mesh") -> str:
+    """What it calls itself."""
+    import torch
+
+    return torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "CPU"
+
+
+def show(figures: dict[str, Any], kinds: Sequence[str]) -> None:
+    """The tables of one precision."""
+    print(f"\n{figures['precision']}, medians of {figures['rounds']} rounds")
+    print(f"{'':24}{'positions/s':>12}{'targets/s':>12}{'TFLOP/s':>9}{'MFU':>7}{'ceiling':>9}{'memory GB':>11}"
+          f"{'ours by it':>12}   data/forward/backward/optimizer s")  # fmt: skip
+    for name in kinds:
+        mine = figures[name]
+        for who, its in [("ours", mine), *mine.get("others", {}).items()]:
+            mfu = f"{its['mfu']:.1%}" if its["mfu"] else "-"
+            share = f"{its['tflops'] / mine['ceiling_tflops']:.1%}" if "ceiling_tflops" in mine else "-"
+            by = "" if who == "ours" else f"{1 / its['ratio_to_ours']:.3f}"
+            split = " ".join(f"{value:.3f}" for value in its["split"].values())
+            print(f"{name:7}{who:17}{its['positions_per_second']:12,.0f}{its['targets_per_second']:12,.0f}"
+                  f"{its['tflops']:9.3f}{mfu:>7}{share:>9}{its['peak_memory_gb']:11.2f}{by:>12}   {split}")  # fmt: skip
+    found = figures.get("text_without_head_over_pixel")
+    if found:
+        print(f"a text step takes {found['text_step_seconds']:.3f} s, {found['head_seconds']:.3f} s of it the "
+              f"vocabulary head; a pixel step takes {found['pixel_step_seconds']:.3f} s: the rest of the text step is "
+              f"{found['ratio']:.3f} times as long")  # fmt: skip
+    for name, why in figures["variants_left_out"].items():
+        print(f"left out: {name}: {why}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(sys.argv[1:])

@@ -1,0 +1,76 @@
+"""Memory that one of several models in a process takes, for ``training.py``."""
+
+import ctypes
+import gc
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+class MemoryOfOne:
+    """What a model holds, and what a step of it adds for a while.
+
+    On a CUDA device that is counted by torch's allocator. On a CPU it is the resident memory of the process, whose peak
+    Linux lets us reset; it is known to a few megabytes, as memory that others gave back may be used again.
+
+    Args:
+        device: where the model is.
+
+    Attributes:
+        held: bytes held between steps.
+        added: most bytes that a step has added.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.held = 0
+        self.added = 0
+
+    @property
+    def peak(self) -> int:
+        """Most bytes at a time."""
+        return self.held + self.added
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Around what makes the model, or makes it hold more."""
+        before = self._now()
+        yield
+        self.held += max(0, self._now() - before)
+
+    @contextmanager
+    def step(self, keeps: bool = False) -> Iterator[None]:
+        """Around a step; ``keeps`` says that it is one that makes what stays, such as the optimizer's moments."""
+        before = self._now()
+        if keeps:
+            yield
+            self.held += max(0, self._now() - before)
+            return
+        self._reset()
+        yield
+        self.added = max(self.added, self._most() - before)
+
+    def _now(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device)
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        return _status("VmRSS")
+
+    def _reset(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def _most(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
