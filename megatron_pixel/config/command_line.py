@@ -1,15 +1,18 @@
 """The config tree on a command line: help that teaches, and the same checked values as from a recipe."""
 
 import argparse
+import sys
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
+
+import yaml
 
 from megatron_pixel.config.keys import Setting, optional, settings
-from megatron_pixel.config.loader import apply_overrides, load_config
+from megatron_pixel.config.loader import apply_overrides, load_config, to_dict
 from megatron_pixel.config.schema import RenderingConfig, RunConfig
 from megatron_pixel.config.validation import check_files
-from megatron_pixel.config.values import show
+from megatron_pixel.config.values import ConfigDumper, show
 
 Config = TypeVar("Config")
 
@@ -24,22 +27,38 @@ def read_command_line(description: str, arguments: Sequence[str] | None = None) 
 
     The result is validated and its datasets exist. Raises UserError for anything wrong with it.
     """
-    parser = argparse.ArgumentParser(
-        description=description,
-        usage="%(prog)s --config RECIPE [--SECTION.KEY VALUE ...]",
-        epilog="settings, with the defaults that a recipe changes:\n" + format_settings(describe(RunConfig)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config", required=True, metavar="RECIPE", help="YAML recipe, see megatron_pixel/config/recipes/"
-    )
-    # DeepSpeed's launcher and old versions of torch's pass the local rank; the environment says the same.
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    usage = "%(prog)s --config RECIPE [--SECTION.KEY VALUE ...]"
+    parser = recipe_parser(description, usage, RunConfig, required=True)
     known, overrides = parser.parse_known_args(arguments)
     config = load_config(known.config, overrides)
     check_files(config)
     return config
+
+
+def recipe_parser(description: str, usage: str, schema: type, required: bool) -> argparse.ArgumentParser:
+    """A parser of ``--config`` alone, whose help explains all settings of ``schema``; what it leaves are overrides."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        usage=usage,
+        epilog="settings, with the defaults that a recipe changes:\n" + format_settings(describe(schema)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        required=required,
+        metavar="RECIPE",
+        help="YAML file with settings, see megatron_pixel/config/recipes/; the command line goes over it",
+    )
+    # DeepSpeed's launcher and old versions of torch's pass the local rank; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def print_settings(config: Any) -> NoReturn:
+    """What ``--print-config`` does: show the whole tree as YAML, and end."""
+    sys.stdout.write(yaml.dump(to_dict(config), Dumper=ConfigDumper, sort_keys=False, allow_unicode=True))
+    raise SystemExit(0)
 
 
 def add_dataclass_arguments(parser: argparse.ArgumentParser, schema: type, prefix: str) -> None:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.keys import nearest, sections, settings
@@ -14,53 +13,10 @@ from megatron_pixel.config.mixture import (
     parse_source,
     rows_per_kind,
 )
+from megatron_pixel.config.ranges import Report, check_ranges
 from megatron_pixel.config.schema import ParallelConfig, RunConfig
 from megatron_pixel.config.source import raise_problems
 from megatron_pixel.config.steps import parse_ranges, parse_steps
-
-_AT_LEAST = {
-    "model.layers": 1,
-    "model.hidden": 1,
-    "model.heads": 1,
-    "model.kv_heads": 1,
-    "model.ffn": 1,
-    "model.vocab_size": 4,  # unknown, BOS, EOS and one token
-    "model.seq_length": 2,
-    "model.patch_size": 4,
-    "data.prefetch": 1,
-    "data.workers": 0,
-    "pair.patches": 2,
-    "pair.tokens": 2,
-    "loss.token_weight": 0,
-    "loss.patch_weight": 0,
-    "optimizer.min_lr": 0,
-    "optimizer.warmup_steps": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.clip_grad": 0,
-    "training.steps": 1,
-    "training.seed": 0,
-    "training.global_batch_rows": 1,
-    "training.micro_batch_rows": 1,
-    "parallel.tensor": 1,
-    "parallel.pipeline": 1,
-    "evaluation.every": 0,
-    "evaluation.rows": 0,
-    "checkpoint.every": 0,
-    "checkpoint.keep": 0,
-    "logging.every": 1,
-    "logging.progress_every": 1,
-    "logging.pages": 0,
-    "logging.histograms": 0,
-    "guards.max_skipped": 1,
-    "guards.spike_window": 2,
-    "guards.spike_patience": 1,
-    "guards.max_rewinds": 0,
-    "guards.hang_seconds": 0,
-    "guards.slow_ranks_every": 0,
-    "guards.slow_ranks_factor": 1,
-}
-_ABOVE_ZERO = ("model.norm_eps", "model.rope_theta", "model.init_std", "optimizer.lr", "optimizer.eps")
-_MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 _KINDS = {"text": "data.text", "pixel": "data.pixels", "pair": "data.pairs"}
 _SUBCOMMANDS = {
@@ -70,37 +26,14 @@ _SUBCOMMANDS = {
 }
 
 
-class _Report:
-    """Problems found so far, each with the place that its value was written at."""
-
-    def __init__(self, config: RunConfig, where: Mapping[str, str]) -> None:
-        self.config = config
-        self.where = where
-        self.problems: list[str] = []
-        self.bad: set[str] = set()
-
-    def value(self, key: str) -> Any:
-        section, _, name = key.rpartition(".")
-        return getattr(getattr(self.config, section) if section else self.config, name)
-
-    def add(self, key: str, reason: str) -> None:
-        place = f"{self.where[key]}: " if key in self.where else ""
-        self.problems.append(f"{place}{key}: {reason}")
-        self.bad.add(key)
-
-    def fine(self, *keys: str) -> bool:
-        """Whether no problem has been found with these keys yet: checks of several values need each one sound."""
-        return self.bad.isdisjoint(keys)
-
-
 def validate(config: RunConfig, where: Mapping[str, str] | None = None) -> None:
     """Raise one UserError that lists all contradictions of ``config``; ``where`` is the file and line of each key.
 
     Pure: looks at no file and needs no device. See :func:`check_files` for the datasets; what depends on the number
     of processes is checked where they are known (parallel/mesh.py, data/mixture.py).
     """
-    report = _Report(config, where or {})
-    _check_ranges(report)
+    report = Report(config, where or {})
+    check_ranges(report)
     _check_model(report)
     _check_pair(report)
     _check_data(report)
@@ -130,21 +63,7 @@ def check_files(config: RunConfig) -> None:
     raise_problems(problems)
 
 
-def _check_ranges(report: _Report) -> None:
-    for key, least in _AT_LEAST.items():
-        if report.value(key) < least:
-            report.add(key, f"{report.value(key)} is too small; the least is {least}")
-    for key in _ABOVE_ZERO:
-        if report.value(key) <= 0:
-            report.add(key, f"{report.value(key)} must be above 0")
-    for key in ("optimizer.beta1", "optimizer.beta2"):
-        if not 0 <= report.value(key) < 1:
-            report.add(key, f"{report.value(key)} must be at least 0 and below 1")
-    if report.config.training.seed > _MAX_SEED:
-        report.add("training.seed", f"{report.config.training.seed} is too large; the largest is {_MAX_SEED}")
-
-
-def _check_model(report: _Report) -> None:
+def _check_model(report: Report) -> None:
     model, parallel = report.config.model, report.config.parallel
     if model.num_channels not in (1, 3):
         report.add("model.num_channels", f"{model.num_channels} channels; valid: 1 (gray and binary pages) or 3 (RGB)")
@@ -167,7 +86,7 @@ def _check_model(report: _Report) -> None:
     _check_layout(report, parallel)
 
 
-def _check_layout(report: _Report, parallel: ParallelConfig) -> None:
+def _check_layout(report: Report, parallel: ParallelConfig) -> None:
     model = report.config.model
     split = ("kv_heads", "heads", "ffn", "vocab_size")
     if report.fine("parallel.tensor", *(f"model.{name}" for name in split)):
@@ -203,7 +122,7 @@ def _check_layout(report: _Report, parallel: ParallelConfig) -> None:
             report.add("parallel.activation_checkpointing", str(error))
 
 
-def _check_pair(report: _Report) -> None:
+def _check_pair(report: Report) -> None:
     pair, seq_length = report.config.pair, report.config.model.seq_length
     mixture = _mixture(report.config)
     if mixture and mixture.pair and report.fine("pair.patches", "pair.tokens", "model.seq_length"):
@@ -216,7 +135,7 @@ def _check_pair(report: _Report) -> None:
             )
 
 
-def _check_data(report: _Report) -> None:
+def _check_data(report: Report) -> None:
     config = report.config
     for name in _KINDS.values():
         for entry in _entries(config, name):
@@ -243,7 +162,7 @@ def _check_data(report: _Report) -> None:
         report.add(idle, f"0 leaves nothing to learn from the rows of data.mixture {config.data.mixture}")
 
 
-def _check_rendering(report: _Report) -> None:
+def _check_rendering(report: Report) -> None:
     """Settings for rows that are rendered when they are read; those that are null are the dataset's, checked later."""
     rendering, model = report.config.data.rendering, report.config.model
 
@@ -264,7 +183,7 @@ def _check_rendering(report: _Report) -> None:
     )
 
 
-def _check_batch(report: _Report) -> None:
+def _check_batch(report: Report) -> None:
     mixture = _mixture(report.config)
     training = report.config.training
     if mixture is None or not report.fine("training.global_batch_rows", "training.micro_batch_rows"):
@@ -284,7 +203,7 @@ def _check_batch(report: _Report) -> None:
         )
 
 
-def _check_optimization(report: _Report) -> None:
+def _check_optimization(report: Report) -> None:
     optimizer, training = report.config.optimizer, report.config.training
     if report.fine("optimizer.warmup_steps", "training.steps") and optimizer.warmup_steps > training.steps:
         report.add("optimizer.warmup_steps", f"{optimizer.warmup_steps} exceeds training.steps {training.steps}")
@@ -298,7 +217,7 @@ def _check_optimization(report: _Report) -> None:
         report.add("checkpoint.milestones", f"{odd[0]} is no step; steps count from 1")
 
 
-def _check_names(report: _Report) -> None:
+def _check_names(report: Report) -> None:
     if not report.config.run.dir:
         report.add("run.dir", "empty; name a folder, such as runs/first")
     if not report.config.checkpoint.resume:
@@ -314,7 +233,7 @@ def _check_names(report: _Report) -> None:
             )
 
 
-def _check_watching(report: _Report) -> None:
+def _check_watching(report: Report) -> None:
     config = report.config
     layer = config.logging.attention
     if layer is not None and report.fine("model.layers") and not 1 <= layer <= config.model.layers:

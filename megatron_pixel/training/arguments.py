@@ -2,20 +2,16 @@
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import yaml
-
-from megatron_pixel.config.command_line import read_command_line
+from megatron_pixel.config.command_line import print_settings, read_command_line
 from megatron_pixel.config.errors import UserError
-from megatron_pixel.config.loader import load_config, to_dict
+from megatron_pixel.config.loader import load_config
 from megatron_pixel.config.schema import RunConfig
-from megatron_pixel.config.values import ConfigDumper
 from megatron_pixel.parallel.launch import read_launch
 
 DESCRIPTION = """\
@@ -86,6 +82,4 @@ def _print_config(words: Sequence[str]) -> NoReturn:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", required=True)
     known, overrides = parser.parse_known_args(words)
-    config = load_config(known.config, overrides)
-    sys.stdout.write(yaml.dump(to_dict(config), Dumper=ConfigDumper, sort_keys=False, allow_unicode=True))
-    raise SystemExit(0)
+    print_settings(load_config(known.config, overrides))

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_pixel.config import RunConfig, UserError, apply_overrides, check_files, validate
+from megatron_pixel.config import RunConfig, UserError, apply_overrides, check_files, ranges, validate
+from megatron_pixel.config.finetuning import FinetuningConfig
+from megatron_pixel.config.keys import settings
 
 
 def synthetic(*overrides: str) -> RunConfig:
@@ -148,3 +150,9 @@ def test_missing_datasets_are_listed_with_the_command_that_makes_them(tmp_path: 
     assert "unused" not in message
     config.data.synthetic = True
     check_files(config)
+
+
+def test_every_range_is_of_a_setting_that_there_is() -> None:
+    known = {*settings(RunConfig), *settings(FinetuningConfig)}
+    ranges_of = [*ranges.AT_LEAST, *ranges.ABOVE_ZERO, *ranges.BELOW_ONE]
+    assert [key for key in ranges_of if key not in known] == []
