@@ -8,9 +8,9 @@ import pytest
 from benchmarks import faults
 from megatron_pixel.training import sessions
 
-FORM = "1"
+FORM = "tensor 2"
 SEED = 1
-"""The first kill that it draws comes while a checkpoint is being written."""
+"""The first kill that it draws is that of rank 1 while a checkpoint is being written."""
 
 
 def test_a_kill_in_a_save_costs_no_row_and_changes_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +20,7 @@ def test_a_kill_in_a_save_costs_no_row_and_changes_no_loss(tmp_path: Path, capsy
     assert found["kills"] == 1
     assert 0 < found["longest_seconds_to_end"] < 30
     form = found["forms"][FORM]
-    assert (form["runs"], form["saving"], form["restarts"]) == (1, 1, 1)
+    assert (form["ranks"], form["runs"], form["saving"], form["restarts"]) == (2, 1, 1, 1)
     assert [form[fault] for fault in faults.FAULTS] == [0, 0, 0, 0]
     assert "1 while saving; equal; 1 of 1 kills" in capsys.readouterr().out
     before = (tmp_path / "work" / "campaign.json").stat().st_mtime_ns

@@ -1,6 +1,7 @@
 """launcher/pretrain.sbatch on a real SLURM, with a stand-in for Python that costs no seconds."""
 
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,15 +17,17 @@ SMALL = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --tim
 class Job:
     """A submitted job and what it says."""
 
-    def __init__(self, slurm: SlurmCluster, folder: Path, role: str, *words: str, **environment: str) -> None:
+    def __init__(
+        self, slurm: SlurmCluster, folder: Path, role: str, *words: str, script: str = "pretrain", **environment: str
+    ) -> None:
         self.slurm, self.folder = slurm, folder
         options = [*SMALL, *(word for word in words if word.startswith("--"))]
         rest = [word for word in words if not word.startswith("--")]
         env = {"PYTHON": str(ROOT / "tests" / "launcher" / "tasks.sh"), "ROLE": role, **environment}
-        script = ROOT / "launcher" / "pretrain.sbatch"
-        self.number = slurm.submit(
-            *options, f"--output={folder}/%a.out", script, "--config", "x", *rest, env=env, cwd=ROOT
-        )
+        batch = ROOT / "launcher" / f"{script}.sbatch"
+        if script == "pretrain":
+            rest = ["--config", "x", *rest]
+        self.number = slurm.submit(*options, f"--output={folder}/%a.out", batch, *rest, env=env, cwd=ROOT)
 
     def said(self, task: str = "4294967294") -> str:
         file = self.folder / f"{task}.out"
@@ -113,3 +116,22 @@ def test_a_preempted_job_saves_and_comes_back(slurm: SlurmCluster, tmp_path: Pat
     assert "saved for" in job.said()
     assert slurm.job(job.number)["Restarts"] == "1"
     assert "start 1: -u" in job.said()
+
+
+def test_the_tasks_of_an_array_share_a_search(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """The search of each task takes the share that SLURM's own variables give it, and a worker for each GPU."""
+    python = tmp_path / "python"
+    told = "import os, sys; from megatron_pixel.finetuning.search import array_share; print(array_share(os.environ))"
+    python.write_text(f'#!/bin/sh\necho "words $*"\nPYTHONPATH={ROOT} exec {sys.executable} -c "{told}"\n')
+    python.chmod(0o755)
+    words = ["--array=3-7:2", "--gpus-per-node=2", "search", "a grid.yaml"]
+    array = Job(slurm, tmp_path, "", *words, script="finetune", PYTHON=str(python))
+
+    def said() -> list[str]:
+        return [array.said(task) for task in ("3", "5", "7")]
+
+    wait_until(lambda: all("/3\n" in text for text in said()), 30, lambda: "\n".join([*said(), slurm.logs()]))
+    for number, text in enumerate(said()):
+        assert text == f"words -u megatron_pixel/finetune.py search a grid.yaml --workers 2\n{number}/3\n"
+    single = Job(slurm, tmp_path, "status=7", "runs/a", script="finetune")
+    assert single.ends()["ExitCode"] == "7:0"
