@@ -58,13 +58,11 @@ class FinetuningRun:
         self._tell()
 
     def _encode(self) -> None:
-        """Rendered and tokenized splits. Rank 0 makes them, the others find them."""
+        """Rendered and tokenized splits. One rank makes each while the others wait, in no collective that times out."""
         data = self._data
         self._found: list[bool] = []
 
         def rows(examples: Examples) -> Any:
-            if self._config.input.cache and not self._mesh.is_main:
-                self._inputs.maker.wait_for(examples)
             made, found = self._inputs.rows(examples)
             self._found.append(found)
             return made
@@ -82,7 +80,7 @@ class FinetuningRun:
             self._inputs.model, self._score, config.training.seed, config.dropout, file.touches_all
         ).to(mesh.device)
         freeze_unused(network, config.modality)
-        self._loaded = Loaded(False, False)
+        self._loaded = Loaded(averaged=False, score=False)
         if config.weights == "pretrained":
             self._loaded = load_start(network, self._start, self._inputs.model, self._data.classes, config.head)
         torch.manual_seed(config.training.seed * 1000 + mesh.data_rank)  # dropout
@@ -219,6 +217,9 @@ class FinetuningRun:
             self._show(f"  train: {self._data.train.skipped:,} examples with an empty text left out (examples.empty)")
         if self._loaded.averaged:
             self._show("  the projection of patches is averaged over RGB: pages have one channel")
+        if self._loaded.unnamed:
+            names = ", ".join(f"{number} is {name}" for number, name in enumerate(self._data.classes or ()))
+            self._show(f"  the classifier's classes are numbered, not named; taken as the task's: {names}")
 
 
 class _Lines:

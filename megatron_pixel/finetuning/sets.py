@@ -2,17 +2,18 @@
 
 A set is a folder of plain files, mapped into memory when it is opened: ``pages.bin`` with one encoded page after the
 other and the codec's file, ``tokens.npy``, the offsets of both, and ``set.json``. It is written under another name and
-renamed, so one that is there is whole; two processes that make the same set at once make equal files, and the first
-one that is ready counts.
+renamed, so one that is there is whole. Of the processes that want the same set at once (ranks, points of a search) one
+makes it behind a lock, and the others wait; where the file system has no locks, all do, and the first one counts.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,15 +100,8 @@ class SetMaker:
         """SHA-256 of all that makes the set of these examples."""
         return hashlib.sha256(f"{self._settings}\n{examples.digest()}".encode()).hexdigest()
 
-    def wait_for(self, examples: Examples) -> None:
-        """Until another process has made the set, however long that takes: no collective, which would time out."""
-        assert self._cache is not None
-        path = self._cache / self.key(examples) / "set.json"
-        while not path.is_file():
-            time.sleep(0.2)
-
     def make(self, examples: Examples) -> tuple[EncodedSet, bool]:
-        """The set, and whether it was there before.
+        """The set, and whether it was there before; waits for another process that is making it, as long as that takes.
 
         Raises:
             UserError: an image that cannot be read, or no room on the disk.
@@ -120,13 +114,18 @@ class SetMaker:
         found = (target / "set.json").is_file()
         if not found:
             self._cache.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix="writing-", dir=self._cache))
-            try:
-                self._write(examples, folder)
-                _publish(folder, target)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            with _one_at_a_time(target.with_name(f"{target.name}.lock")):
+                if not (target / "set.json").is_file():
+                    self._write_whole(examples, target)
         return open_set(examples.name, target), found
+
+    def _write_whole(self, examples: Examples, target: Path) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="writing-", dir=target.parent))
+        try:
+            self._write(examples, folder)
+            _publish(folder, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, examples: Examples, folder: Path) -> None:
         count = len(examples)
@@ -202,6 +201,16 @@ def open_set(name: str, folder: Path, mapped: bool = True) -> EncodedSet:
         for part in ("page_offsets", "num_patches", "tokens", "token_offsets")
     }
     return EncodedSet(name, codec, pages, cut=facts["cut"], empty=facts["empty"], **arrays)
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """While this process alone holds the lock of that name, which ends with it, however it ends."""
+    with path.open("a") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)  # whoever opens it anew finds the set
 
 
 def _offsets(sizes: np.ndarray) -> np.ndarray:

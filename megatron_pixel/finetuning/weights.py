@@ -19,6 +19,8 @@ class Loaded:
     """Whether RGB weights were averaged for one channel."""
     score: bool
     """Whether the classifier's own matrix was among them."""
+    unnamed: bool = False
+    """Whether its classes have numbers only, so that nobody can tell whether they are the task's."""
 
 
 def load_start(network: nn.Module, start: Start, model: ModelConfig, classes: list[str] | None, head: str) -> Loaded:
@@ -35,12 +37,18 @@ def load_start(network: nn.Module, start: Start, model: ModelConfig, classes: li
     parameters = dict(network.named_parameters())
     score = score_name(model)
     takes_score = head == "auto" and score in start.weights.shapes
-    unnamed = start.released and start.classes is None  # then only their number can differ
-    if takes_score and not unnamed and start.classes != classes:
-        raise UserError(
-            f"{start.where} tells {_shown(start.classes)} apart, and the task has {_shown(classes)}: set head to new "
-            "to put a fresh classifier on it, or start from the pretrained checkpoint"
-        )
+    unnamed = takes_score and start.released and start.classes is None  # then only their number can differ
+    if takes_score:
+        told, wanted = _shown(start.classes), _shown(classes)
+        differ = start.classes != classes
+        if unnamed:
+            width, needed = start.weights.shapes[score][0], len(classes or ("score",))
+            told, differ = f"{width} classes without names", width != needed
+        if differ:
+            raise UserError(
+                f"{start.where} tells {told} apart, and the task has {wanted}: set head to new to put a fresh "
+                "classifier on it, or start from the pretrained checkpoint"
+            )
     averaged = False
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -56,7 +64,7 @@ def load_start(network: nn.Module, start: Start, model: ModelConfig, classes: li
             if tensor.shape != parameter.shape:
                 raise UserError(f"{start.where}: {name} is {list(tensor.shape)}, and {list(parameter.shape)} here")
             parameter.copy_(tensor)
-    return Loaded(averaged, takes_score)
+    return Loaded(averaged, takes_score, unnamed)
 
 
 def _shown(classes: list[str] | None) -> str:

@@ -1,5 +1,6 @@
 """Models in the released layout: they start a run, and a fine-tuned one of ours comes back from there."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,37 @@ def test_a_classifier_comes_back(place: Path, one_process: Mesh, tmp_path: Path)
     built = FinetuningRun(load(None, [*more, "--input.layout", "native"]), one_process, lambda _: None)
     kept = open_classifier(tmp_path / "run", one_process)
     assert torch.equal(dict(built._engine.module.named_parameters())[name], dict(kept.network.named_parameters())[name])
+
+
+def test_classes_of_a_released_classifier_are_compared_by_name_where_it_has_names(
+    place: Path, one_process: Mesh, tmp_path: Path
+) -> None:
+    words = settings(place, "dualgpt", "text", tmp_path / "run", "--training.steps", "1", "--stopping.every", "1")
+    finetune(words, one_process)
+    released = tmp_path / "released"
+    to_hf(open_any(tmp_path / "run"), released, ExportOptions(tokenizer=place / "tokenizer.model"))
+    file = released / "config.json"
+    told = json.loads(file.read_text())
+
+    def build(*names: str) -> str:
+        """What is said of a start whose classes have these names."""
+        told["id2label"] = {str(number): name for number, name in enumerate(names)}
+        file.write_text(json.dumps(told))
+        said: list[str] = []
+        FinetuningRun(load(None, [*words, "--checkpoint", str(released)]), one_process, said.append)
+        return "\n".join(said)
+
+    assert "numbered" not in build("bad", "good")
+    with pytest.raises(UserError, match=r"tells good, bad apart, and the task has bad, good: set head to new"):
+        build("good", "bad")
+    said = build("LABEL_0", "LABEL_1")
+    assert "the classifier's classes are numbered, not named; taken as the task's: 0 is bad, 1 is good" in said
+    (place / "three.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n' * 2)
+    more = json.dumps({"text": "c", "label": "z"}) + "\n"
+    (place / "three.jsonl").write_text((place / "three.jsonl").read_text() + more)
+    words += ["--examples.train", str(place / "three.jsonl"), "--examples.evaluation", str(place / "three.jsonl")]
+    with pytest.raises(UserError, match=r"tells 2 classes without names apart, and the task has x, y, z"):
+        build("LABEL_0", "LABEL_1")
 
 
 def test_folders_that_are_nothing_are_refused(tmp_path: Path) -> None:

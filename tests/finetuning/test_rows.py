@@ -1,6 +1,9 @@
 """Rows of examples, what is cut, and the position that the label comes from."""
 
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from megatron_pixel.finetuning.classifier import Score, build_classifier
 from megatron_pixel.finetuning.encoding import Caps, PageEncoder, TextEncoder, shared_room
 from megatron_pixel.finetuning.examples import Examples
 from megatron_pixel.finetuning.outputs import outputs_of
-from megatron_pixel.finetuning.sets import SetMaker
+from megatron_pixel.finetuning.sets import EncodedSet, SetMaker
 from megatron_pixel.model.batch import to_tensors
 from megatron_pixel.parallel.mesh import Mesh
 from tests.finetuning.layouts import strip
@@ -147,6 +150,42 @@ def test_sets_are_found_by_content_and_count_what_is_cut(tmp_path: Path, place: 
     assert maker.key(other) != maker.key(examples)
     assert SetMaker(pages, text, {"caps": [16, 8]}, tmp_path).key(examples) != maker.key(examples)
     assert not list(tmp_path.glob("writing-*"))
+
+
+def test_one_makes_a_set_and_the_others_wait(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads stand for processes: the lock is of whoever has opened the file. The first one that makes it fails."""
+    text = TextEncoder(Tokenizer(place / "tokenizer.model"), 16, "native")
+    examples = Examples("train", ["a fine day"] * 3, None, None, ["a", "b", "c"])
+    write, at_once, most, written = SetMaker._write, 0, 0, []
+
+    def slowly(self: SetMaker, examples: Examples, folder: Path) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        written.append(folder)
+        time.sleep(0.2)
+        at_once -= 1
+        if len(written) == 1:
+            raise UserError("the disk is full")
+        write(self, examples, folder)
+
+    monkeypatch.setattr(SetMaker, "_write", slowly)
+    together = threading.Barrier(4)
+
+    def make() -> EncodedSet | None:
+        together.wait()
+        try:
+            return SetMaker(None, text, {}, tmp_path).make(examples)[0]
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [future.result() for future in [pool.submit(make) for _ in range(4)]]
+    assert (most, len(written)) == (1, 2), "one at a time, and one after the one that failed"
+    whole = [encoded.tokens.tolist() for encoded in found if encoded is not None]
+    assert len(whole) == 3
+    assert whole[0] == whole[1] == whole[2]
+    assert [path.name for path in tmp_path.iterdir()] == [SetMaker(None, text, {}, tmp_path).key(examples)]
 
 
 @pytest.mark.parametrize("mode", ["rgb", "gray", "binary"])
