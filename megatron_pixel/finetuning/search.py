@@ -18,10 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.finetuning.grid import Point
+
+if TYPE_CHECKING:
+    from megatron_pixel.parallel.mesh import Mesh
 
 RESULT = "result.json"
 FAILURE = "failure.txt"
@@ -187,12 +190,20 @@ def _worker(connection: Connection, number: int, workers: int, cores: int) -> No
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK"):
         os.environ.pop(name, None)  # a point is a run of one process
-    while (task := connection.recv()) is not None:
-        point, output = task
-        kind, text = _run_point(point, output / point.name)
-        connection.send((point.name, kind, text))
-        if kind == "stopped":
-            break
+    from megatron_pixel.parallel.quiet import silence_libraries
+
+    silence_libraries()
+    from megatron_pixel.config.schema import ParallelConfig
+    from megatron_pixel.parallel.mesh import mesh
+
+    # One for all points: closing a mesh leaves threads of gloo behind, hundreds after some tens of points.
+    with mesh(ParallelConfig()) as here:
+        while (task := connection.recv()) is not None:
+            point, output = task
+            kind, text = _run_point(point, output / point.name, here)
+            connection.send((point.name, kind, text))
+            if kind == "stopped":
+                break
     connection.close()
 
 
@@ -207,14 +218,9 @@ def visible_devices() -> list[str]:
     return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
 
 
-def _run_point(point: Point, folder: Path) -> tuple[str, str]:
+def _run_point(point: Point, folder: Path, mesh: "Mesh") -> tuple[str, str]:
     """``done``, ``busy``, ``stopped`` or ``failed``, and what to say."""
-    from megatron_pixel.parallel.quiet import silence_libraries
-
-    silence_libraries()
-    from megatron_pixel.config.schema import ParallelConfig
     from megatron_pixel.finetuning.run import FinetuningRun
-    from megatron_pixel.parallel.mesh import mesh
     from megatron_pixel.training.guards import StopSignals
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,9 +231,8 @@ def _run_point(point: Point, folder: Path) -> tuple[str, str]:
             return "busy", ""
         signals = StopSignals()
         try:
-            with mesh(ParallelConfig()) as here:
-                run = FinetuningRun(point.config(folder), here, lambda line: print(line, file=log, flush=True))
-                result = run.train(signals)
+            run = FinetuningRun(point.config(folder), mesh, lambda line: print(line, file=log, flush=True))
+            result = run.train(signals)
         except UserError as error:
             (folder / FAILURE).write_text(f"{error}\n", encoding="utf-8")
             return "failed", str(error)

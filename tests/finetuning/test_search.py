@@ -5,6 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,10 @@ import pytest
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.finetuning import FinetuningConfig
 from megatron_pixel.config.keys import settings
+from megatron_pixel.config.schema import ParallelConfig
+from megatron_pixel.finetuning import search as worker
 from megatron_pixel.finetuning.arguments import load
-from megatron_pixel.finetuning.grid import find_grid, read_points, sampled
+from megatron_pixel.finetuning.grid import Point, find_grid, read_points, sampled
 from megatron_pixel.finetuning.search import array_share, results_below, search, share_of, summary
 
 GRID = """
@@ -172,3 +177,27 @@ def test_a_search_that_is_stopped_goes_on(place: Path, tmp_path: Path) -> None:
     assert "Traceback" not in rest
     assert "failed" not in rest
     assert len(results_below(tmp_path / "out")) == 1
+
+
+def test_a_worker_joins_one_process_group_for_all_its_points(monkeypatch: pytest.MonkeyPatch, grid: Path) -> None:
+    opened, trained = [], []
+
+    @contextmanager
+    def mesh(parallel: ParallelConfig) -> Iterator[str]:
+        opened.append(parallel)
+        yield "mesh"
+
+    def run_point(point: Point, folder: Path, here: str) -> tuple[str, str]:
+        trained.append((point.name, here))
+        return "done", ""
+
+    monkeypatch.setattr("megatron_pixel.parallel.mesh.mesh", mesh)
+    monkeypatch.setattr(worker, "_run_point", run_point)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    points = read_points(grid)[:3]
+    near, far = Pipe()
+    for task in (*((point, grid.parent) for point in points), None):
+        near.send(task)
+    worker._worker(far, number=0, workers=1, cores=1)
+    assert len(opened) == 1
+    assert trained == [(point.name, "mesh") for point in points]
