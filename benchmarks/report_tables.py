@@ -129,6 +129,24 @@ def startup(result: Result) -> str:
     return table(head, rows)
 
 
+def packing(result: Result) -> str:
+    """Targets a second with a document a row, and packed."""
+    rows = [
+        [
+            f"{kind} rows",
+            *(number(result[kind][f"{way}_targets_per_second"]) for way in ("alone", "packed")),
+            f"**{result[kind]['ratio']:.2f}**",
+            *(f"{result[kind].get(f'{way}_fill', 1):.1%}" for way in ("alone", "packed")),
+            number(result[kind].get("documents_a_row")),
+            f"{result[kind]['row_seconds_ratio']:.2f}",
+        ]
+        for kind in ("pixel", "pair", "text")
+        if kind in result
+    ]
+    head = ["", "targets/s, alone", "packed", "ratio", "rows full, alone", "packed", "documents a row", "time of a row"]
+    return table(head, rows)
+
+
 def _megabytes(size: float | None) -> float | None:
     return None if size is None else size / 1e6
 
@@ -353,6 +371,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "dataloader": dataloader,
     "dataloader_multilingual": dataloader,
     "startup": startup,
+    "packing": packing,
     "preprocessing": preprocessing,
     "preprocessing_kills": preprocessing_kills,
     "fidelity": fidelity,

@@ -7,6 +7,7 @@ n bytes is also a document of n tokens, one byte each, which every program that 
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -120,11 +121,13 @@ class Simulated:
 
 def make_small(folder: Path) -> str:
     """A real dataset of 512 short pages; returns its prefix."""
-    text = "Pages of short documents are what a corpus mostly holds; this one is number {} of them. " * 3
+    rng = random.Random(0)
+    words = ["".join(rng.choices("etaoinshrdlu", k=rng.randrange(2, 9))) for _ in range(4000)]
+    texts = [" ".join(rng.choices(words, k=rng.randrange(20, 120))) for _ in range(512)]
     source = folder / "documents.jsonl"
-    source.write_text("".join(json.dumps({"text": text.format(*[i] * 3)[: 90 + i % 170]}) + "\n" for i in range(512)))
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     prefix = str(folder / "small")
-    words = ["pixels", "--input", str(source), "--output-prefix", prefix, "--heldout-fraction", "0"]
-    command = [sys.executable, str(ROOT / "data_tools" / "preprocess.py"), *words]
+    options = ["pixels", "--input", str(source), "--output-prefix", prefix, "--heldout-fraction", "0"]
+    command = [sys.executable, str(ROOT / "data_tools" / "preprocess.py"), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return prefix

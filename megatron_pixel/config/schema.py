@@ -115,6 +115,9 @@ class DataConfig:
     """Micro-batches prepared ahead of the step."""
     workers: int = 0
     """Processes on each rank that prepare them; 0 is a thread of the training process. The rows stay the same."""
+    packing: Literal["none", "documents"] = "none"
+    """``none``: a page or a pair is a row (the paper), documents of text see those before them; ``documents``: short
+    pages and pairs share rows, and no document sees another: attention is block-diagonal, positions begin anew."""
     rendering: RenderingOverrides = field(default_factory=RenderingOverrides)
     """How strings datasets are rendered, where not as they were made."""
 

@@ -3,9 +3,10 @@
 import queue
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 from megatron_pixel.data.lending import MemoryPool
 from megatron_pixel.data.loader_workers import Task, build_in_workers
@@ -14,11 +15,17 @@ from megatron_pixel.data.rows import MicroBatch
 
 _POLL_SECONDS = 0.1
 
-_Item = tuple[int, MicroBatch] | BaseException | None
+Ready = TypeVar("Ready")
+"""What a micro-batch is made into before it is handed out: by default it stays one."""
+_Item = tuple[int, Any] | BaseException | None
 """A step and its next micro-batch, the error that ended reading, or None after the last one."""
 
 
-class PrefetchLoader:
+def _unchanged(batch: MicroBatch) -> Any:
+    return batch
+
+
+class PrefetchLoader(Generic[Ready]):
     """Iterates over ``(step, micro-batches of that step)``, read ahead by one thread or by processes.
 
     Use it as a context manager, or call :meth:`close`: either ends the thread, also while steps are left. An error of
@@ -33,10 +40,18 @@ class PrefetchLoader:
         depth: micro-batches held ready at the most, beyond those handed out.
         workers: processes that build the micro-batches; 0 builds them in the thread. Up to four more for each of
             them are in the making.
+        prepare: called in the thread with each micro-batch; what it returns is handed out.
     """
 
     def __init__(
-        self, reader: MixtureReader, steps: Iterable[int], dp_rank: int, dp_size: int, depth: int, workers: int = 0
+        self,
+        reader: MixtureReader,
+        steps: Iterable[int],
+        dp_rank: int,
+        dp_size: int,
+        depth: int,
+        workers: int = 0,
+        prepare: Callable[[MicroBatch], Ready] = _unchanged,
     ) -> None:
         self._micro_batches = reader.num_micro_batches(dp_size)
         self._queue: queue.Queue[_Item] = queue.Queue(maxsize=max(1, depth))
@@ -44,7 +59,7 @@ class PrefetchLoader:
         self._ended = False
         self._thread = threading.Thread(
             target=_read_ahead,
-            args=(reader, iter(steps), dp_rank, dp_size, workers, self._queue, self._stop),
+            args=(reader, iter(steps), dp_rank, dp_size, workers, prepare, self._queue, self._stop),
             name="prefetch",
             daemon=True,
         )
@@ -52,16 +67,16 @@ class PrefetchLoader:
         weakref.finalize(self, self._stop.set)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[tuple[int, list[MicroBatch]]]:
+    def __iter__(self) -> Iterator[tuple[int, list[Ready]]]:
         return self
 
-    def __next__(self) -> tuple[int, list[MicroBatch]]:
+    def __next__(self) -> tuple[int, list[Ready]]:
         """The next step and its micro-batches, in the order of the mixture's schedule.
 
         Raises:
             UserError, RowError: as :meth:`MixtureReader.micro_batch` does.
         """
-        batches: list[MicroBatch] = []
+        batches: list[Ready] = []
         step = -1
         while len(batches) < self._micro_batches:
             item = None if self._ended else self._take()
@@ -89,7 +104,7 @@ class PrefetchLoader:
         self._stop.set()
         self._thread.join()
 
-    def __enter__(self) -> "PrefetchLoader":
+    def __enter__(self) -> "PrefetchLoader[Ready]":
         return self
 
     def __exit__(
@@ -104,6 +119,7 @@ def _read_ahead(
     dp_rank: int,
     dp_size: int,
     workers: int,
+    prepare: Callable[[MicroBatch], Any],
     ready: "queue.Queue[_Item]",
     stop: threading.Event,
 ) -> None:
@@ -114,8 +130,8 @@ def _read_ahead(
         else:
             built = _build_here(reader, tasks, dp_rank, dp_size)
         with closing(built):
-            for item in built:
-                if not _put(ready, item, stop):
+            for step, batch in built:
+                if not _put(ready, (step, prepare(batch)), stop):
                     return
         _put(ready, None, stop)
     except BaseException as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,20 @@ class Modality(IntEnum):
     PATCH = 2
 
 
+class Piece(NamedTuple):
+    """A document of a row of several: a page, or a pair of a page and the tokens of the same text."""
+
+    patches: int
+    """Patches, the black end patch included."""
+    tokens: np.ndarray | None = None
+    """Integers [m]; None for a page alone."""
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes."""
+        return self.patches + (0 if self.tokens is None else len(self.tokens))
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """One row of ``s`` positions; ``d = patch_size * patch_size * num_channels``."""
@@ -53,7 +67,7 @@ class Row:
     modality: np.ndarray
     """uint8 [s], values of :class:`Modality`."""
     position_ids: np.ndarray
-    """int32 [s]."""
+    """int32 [s]; 0 begins a document that sees nothing before it."""
     segment_ids: np.ndarray
     """int32 [s]; -1 at padding."""
     origin: Origin
@@ -173,8 +187,11 @@ def batch_bytes(rows: int, seq_length: int, patch_values: int) -> int:
     return sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
 
 
-def fill_text(row: Row, tokens: np.ndarray, document_starts: np.ndarray) -> Row:
-    """Writes a stretch of the token stream into a row; see :func:`text_row`."""
+def fill_text(row: Row, tokens: np.ndarray, document_starts: np.ndarray, apart: bool = False) -> Row:
+    """Writes a stretch of the token stream into a row; see :func:`text_row`.
+
+    With ``apart`` the positions of every document count from 0, so that none sees the ones before it.
+    """
     n = _check_length(len(tokens), len(row.tokens), "tokens")
     _clear(row, 0)
     starts = np.zeros(n, np.int32)
@@ -183,15 +200,42 @@ def fill_text(row: Row, tokens: np.ndarray, document_starts: np.ndarray) -> Row:
     row.tokens[:n] = tokens
     row.modality[:n] = Modality.TOKEN
     np.cumsum(starts, out=row.segment_ids[:n])
+    if apart:
+        first = np.maximum.accumulate(starts * np.arange(n, dtype=np.int32))
+        row.position_ids[:n] -= first
     return row
 
 
 def fill_pixels(row: Row, num_patches: int) -> Row:
     """Writes everything of a pixel row but its patches, which stand at its beginning already."""
-    _check_length(num_patches, len(row.tokens), "patches")
-    _clear(row, num_patches)
-    row.modality[:num_patches] = Modality.PATCH
-    row.segment_ids[:num_patches] = 0
+    return fill_documents(row, [Piece(num_patches)])
+
+
+def fill_documents(row: Row, pieces: Sequence[Piece]) -> Row:
+    """Writes everything of a row of several documents but their patches, which stand in their places already.
+
+    The positions of each count from 0: none sees the others. Segments count on: one a page, two a pair.
+    """
+    _check_length(sum(piece.length for piece in pieces), len(row.tokens), "positions")
+    _clear(row, len(row.tokens))
+    start = segment = 0
+    for patches, tokens in pieces:
+        middle = stop = start + patches
+        row.modality[start:middle] = Modality.PATCH
+        row.segment_ids[start:middle] = segment
+        segment += 1
+        if tokens is not None:
+            stop = middle + len(tokens)
+            row.tokens[middle:stop] = tokens
+            row.modality[middle:stop] = Modality.TOKEN
+            row.segment_ids[middle:stop] = segment
+            segment += 1
+            if row.patches is not None:
+                row.patches[middle:stop] = WHITE
+        row.position_ids[start:stop] = np.arange(stop - start, dtype=np.int32)
+        start = stop
+    if row.patches is not None:
+        row.patches[start:] = WHITE
     return row
 
 

@@ -9,8 +9,11 @@ from megatron_pixel.config.loader import diff
 from megatron_pixel.config.mixture import parse_source
 from megatron_pixel.config.schema import DataConfig, ModelConfig, PairConfig, RenderingConfig, RenderingOverrides
 from megatron_pixel.data.manifest import Manifest, manifest_path
+from megatron_pixel.data.packed import PackedSource
+from megatron_pixel.data.packing import PackingPlan
 from megatron_pixel.data.rendered import StringPages
-from megatron_pixel.data.rows import Kind, Row, fill_pair, fill_pixels, fill_text
+from megatron_pixel.data.rows import Kind, Piece, Row, fill_pair, fill_pixels, fill_text
+from megatron_pixel.data.split import TRAIN
 from megatron_pixel.data.stores import PageStore, PairStore, StringStore, TokenStore
 from megatron_pixel.data.synthetic import SyntheticSource
 
@@ -60,6 +63,7 @@ class _DatasetSource:
     def __init__(
         self, name: str, store: TokenStore | PageStore | PairStore | StringStore, model: ModelConfig, num_rows: int
     ) -> None:
+        self.fingerprint = store.fingerprint
         self.name, self.identity, self.note = name, f"{name}@{store.fingerprint[:12]}", ""
         self.manifest = store.manifest
         self.num_rows = num_rows
@@ -74,14 +78,18 @@ class _DatasetSource:
 class TextSource(_DatasetSource):
     """A token dataset as one stream over its documents: row k is positions ``[k * s, (k + 1) * s)``, the last padded.
 
+    Args:
+        apart: whether documents that share a row do not see each other.
+
     Raises:
         UserError: if the dataset is not whole, or of another kind, or its vocabulary is not the model's.
     """
 
     kind = Kind.TEXT
 
-    def __init__(self, prefix: str, split: str, model: ModelConfig, name: str) -> None:
+    def __init__(self, prefix: str, split: str, model: ModelConfig, name: str, apart: bool = False) -> None:
         self._store = TokenStore(prefix, split)
+        self._apart = apart
         super().__init__(name, self._store, model, -(-self._store.num_tokens // model.seq_length))
         _check_vocabulary(prefix, self.manifest, model)
 
@@ -90,7 +98,7 @@ class TextSource(_DatasetSource):
         start = index * self.seq_length
         stop = min(start + self.seq_length, self._store.num_tokens)
         document_starts = self._store.starts_between(start, stop) - start
-        return fill_text(out or self._new(index), self._store.read(start, stop), document_starts)
+        return fill_text(out or self._new(index), self._store.read(start, stop), document_starts, self._apart)
 
 
 class PixelSource(_DatasetSource):
@@ -113,8 +121,12 @@ class PixelSource(_DatasetSource):
     def row(self, index: int, out: Row | None = None) -> Row:
         """Row ``index``."""
         row = out or self._new(index)
-        patches = self._store.patches(index, self._model.num_channels, row.page(self._model.patch_size))
-        return fill_pixels(row, len(patches))
+        return fill_pixels(row, self.piece(index, row, 0).patches)
+
+    def piece(self, index: int, row: Row, start: int) -> Piece:
+        """Writes page ``index`` from position ``start`` of a row on."""
+        room = row.page(self._model.patch_size)[start:]
+        return Piece(len(self._store.patches(index, self._model.num_channels, room)))
 
 
 class RenderedSource(_DatasetSource):
@@ -176,6 +188,12 @@ class PairSource(_DatasetSource):
         patches = self._store.patches(index, self._model.num_channels, row.page(self._model.patch_size))
         return fill_pair(row, len(patches), self._store.tokens[index], self._pair.layout, self._pair.patches)
 
+    def piece(self, index: int, row: Row, start: int) -> Piece:
+        """Writes the page of pair ``index`` from position ``start`` of a row on."""
+        room = row.page(self._model.patch_size)[start:]
+        patches = self._store.patches(index, self._model.num_channels, room)
+        return Piece(len(patches), self._store.tokens[index])
+
 
 def open_sources(
     kinds: Iterable[Kind], split: str, data: DataConfig, model: ModelConfig, pair: PairConfig
@@ -191,7 +209,8 @@ def open_sources(
             the same tokenizer, and all datasets the same held-out fraction.
     """
     if data.synthetic:
-        return {kind: [(1.0, SyntheticSource(kind, split, model, pair))] for kind in kinds}
+        packed = data.packing == "documents"
+        return {kind: [(1.0, SyntheticSource(kind, split, model, pair, packed))] for kind in kinds}
     listed = {Kind.TEXT: data.text, Kind.PIXEL: data.pixels, Kind.PAIR: data.pairs}
     opened: dict[Kind, list[tuple[float, Source]]] = {}
     manifests: dict[str, Manifest] = {}
@@ -215,14 +234,25 @@ def rendering_setting(manifest: Manifest, name: str) -> Any:
 
 def _open(
     kind: Kind, prefix: str, split: str, data: DataConfig, model: ModelConfig, pair: PairConfig, name: str
-) -> TextSource | PixelSource | RenderedSource | PairSource:
+) -> "TextSource | PixelSource | RenderedSource | PairSource | PackedSource":
+    apart = data.packing == "documents"
     if kind == Kind.TEXT:
-        return TextSource(prefix, split, model, name)
-    if kind == Kind.PAIR:
-        return PairSource(prefix, split, model, pair, name)
-    if Manifest.read(prefix).kind == StringStore.kind:
+        return TextSource(prefix, split, model, name, apart)
+    if kind == Kind.PIXEL and Manifest.read(prefix).kind == StringStore.kind:
+        if apart:
+            raise UserError(
+                f"data.packing: documents needs pages whose lengths are known, and those of {prefix} are drawn when "
+                f"they are read: make a dataset of pixels (data_tools/preprocess.py pixels), or set --data.packing none"
+            )
         return RenderedSource(prefix, split, model, data.rendering, name)
-    return PixelSource(prefix, split, model, name)
+    if kind == Kind.PIXEL:
+        pages: PixelSource | PairSource = PixelSource(prefix, split, model, name)
+    else:
+        pages = PairSource(prefix, split, model, pair, name)
+    # A document's loss does not depend on its row: held-out ones stay apart, and their figures comparable.
+    if apart and split == TRAIN:
+        return PackedSource(pages, PackingPlan(prefix, split, model.seq_length, pages.fingerprint))
+    return pages
 
 
 def _names(kind: Kind, prefixes: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ModelConfig, PairConfig
-from megatron_pixel.data.rows import Kind, Row, fill_pair, fill_pixels, fill_text
+from megatron_pixel.data.rows import Kind, Piece, Row, fill_documents, fill_pair, fill_pixels, fill_text
 from megatron_pixel.data.sampler import derive_key
 
 BOS, EOS = 1, 2
@@ -71,12 +71,13 @@ class SyntheticSource:
         split: ``train`` or ``heldout``.
         model: vocabulary, row length, patch size and channels.
         pair: caps and layout of pair rows.
+        packed: whether rows of the training split hold several short documents that do not see each other.
     """
 
     rows_per_block = 64
     note = ""
 
-    def __init__(self, kind: Kind, split: str, model: ModelConfig, pair: PairConfig) -> None:
+    def __init__(self, kind: Kind, split: str, model: ModelConfig, pair: PairConfig, packed: bool = False) -> None:
         self.kind = kind
         self.name = self.identity = f"{kind.name.lower()}:synthetic"
         self.num_rows = NUM_ROWS[split]
@@ -84,6 +85,7 @@ class SyntheticSource:
         self.seq_length = model.seq_length
         self.patch_values = 0 if kind == Kind.TEXT else model.patch_size**2 * model.num_channels
         self._pair = pair
+        self._apart, self._packed = packed, packed and split == "train"
         self._language = Language(model.vocab_size, model.patch_size, model.num_channels)
 
     def row(self, index: int, out: Row | None = None) -> Row:
@@ -92,6 +94,8 @@ class SyntheticSource:
         row = out or Row.empty(self.seq_length, self.patch_values, (self.name, index))
         if self.kind == Kind.TEXT:
             return self._text_row(rng, row)
+        if self._packed:
+            return fill_documents(row, list(self._pieces(rng, row)))
         if self.kind == Kind.PIXEL:
             page = self._language.page(self._language.words(rng, self.seq_length), self._page_length(rng))
             return fill_pixels(row, self._place(page, row))
@@ -106,7 +110,7 @@ class SyntheticSource:
         documents = list(self._documents(rng))
         starts = np.cumsum([0, *(len(document) for document in documents[:-1])])
         tokens = np.concatenate(documents)[: self.seq_length]
-        return fill_text(row, tokens, starts)
+        return fill_text(row, tokens, starts, self._apart)
 
     def _documents(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         length = 0
@@ -115,6 +119,20 @@ class SyntheticSource:
             document = self._language.document(self._language.words(rng, count))
             length += len(document)
             yield document
+
+    def _pieces(self, rng: np.random.Generator, row: Row) -> Iterator[Piece]:
+        """Pages or pairs of a few words until the next one does not fit, their patches in their places."""
+        start = 0
+        while True:
+            words = self._language.words(rng, int(rng.integers(1, 4)))
+            page = self._language.page(words, min(self._pair.patches, self.seq_length))
+            tokens = self._language.document(words)[: self._pair.tokens] if self.kind == Kind.PAIR else None
+            piece = Piece(len(page), tokens)
+            if start and start + piece.length > self.seq_length:
+                return
+            row.page(page.shape[1])[start : start + len(page)] = page
+            start += piece.length
+            yield piece
 
     def _page_length(self, rng: np.random.Generator) -> int:
         return int(rng.integers(max(2, self.seq_length // 2), self.seq_length + 1))

@@ -1,6 +1,10 @@
 """Who sees whom, and the core attention on PyTorch's scaled dot-product attention."""
 
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,6 +51,37 @@ def attention_mask(kind: MaskKind, segment_ids: Tensor, inner_padding: bool) -> 
     return ~seen.unsqueeze(1)
 
 
+@dataclass(frozen=True)
+class Documents:
+    """Rows of several documents, each of which sees itself alone, causally: block-diagonal attention.
+
+    Padding behind the last document of a row counts to it; nothing before it sees the padding.
+    """
+
+    position_ids: Tensor
+    """int32 [b, s]; 0 begins a document, also at the begin of every row."""
+    count: int
+    """Documents of the micro-batch: the zeros among them."""
+
+    def bounds(self) -> Tensor:
+        """Flat positions ``row * s + i`` at which documents begin, and the end: int32 [count + 1].
+
+        Its size is known beforehand, so nothing waits for the device.
+        """
+        begins = self.position_ids.flatten() == 0
+        places = torch.arange(begins.numel(), dtype=torch.int32, device=begins.device)
+        # What begins nothing goes to one place more, which is left out.
+        target = torch.where(begins, begins.cumsum(0) - 1, self.count + 1)
+        bounds = torch.full((self.count + 2,), begins.numel(), dtype=torch.int32, device=begins.device)
+        return bounds.scatter_(0, target, places)[: self.count + 1]
+
+    def mask(self) -> Tensor:
+        """bool [b, 1, s, s], True where a query (second to last dimension) sees a key."""
+        number = (self.position_ids == 0).cumsum(1)
+        same = number[:, :, None] == number[:, None, :]
+        return same.tril().unsqueeze(1)
+
+
 class SDPACoreAttention(nn.Module):
     """Core attention for megatron-core's ``SelfAttention``, on any device; flash kernels where PyTorch has them."""
 
@@ -60,7 +95,7 @@ class SDPACoreAttention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Documents | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
@@ -69,12 +104,15 @@ class SDPACoreAttention(nn.Module):
 
         Args:
             query, key, value: as above, the heads of this tensor-parallel rank.
-            attention_mask: bool [b, 1, s, s], True where hidden; None for plain causal attention.
+            attention_mask: bool [b, 1, s, s], True where hidden; documents that do not see each other; None for plain
+                causal attention.
             attn_mask_type, attention_bias, packed_seq_params: part of megatron-core's interface, not used.
 
         Returns:
             [s, b, heads * d].
         """
+        if isinstance(attention_mask, Documents):
+            return _attend_apart(query, key, value, attention_mask)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, d]
         context = F.scaled_dot_product_attention(
             query,
@@ -85,3 +123,51 @@ class SDPACoreAttention(nn.Module):
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return context.permute(2, 0, 1, 3).flatten(2)
+
+
+def _attend_apart(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
+    """Attention inside documents, shapes as in :meth:`SDPACoreAttention.forward`.
+
+    On a CPU each document is a call of its own, which does no work for positions that are not seen. On CUDA one call of
+    PyTorch's flash attention takes documents of any lengths, in half precision; elsewhere a mask hides the others.
+    """
+    if query.device.type == "cpu":
+        return _one_by_one(query, key, value, documents)
+    flash = _varlen() if query.dtype in (torch.bfloat16, torch.float16) else None
+    if flash is None or torch.cuda.get_device_capability(query.device) < (8, 0):
+        return _masked(query, key, value, documents)
+    s, b, heads, width = query.shape
+    flat = [tensor.transpose(0, 1).reshape(b * s, tensor.shape[2], width) for tensor in (query, key, value)]
+    bounds = documents.bounds()
+    # The window of the keys: everything to the left, nothing to the right.
+    context = flash(*flat, bounds, bounds, s, s, window_size=(-1, 0), enable_gqa=heads != key.shape[2])
+    return context.view(b, s, heads * width).transpose(0, 1)
+
+
+def _one_by_one(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
+    s, b, heads, width = query.shape
+    bounds = documents.bounds().tolist()
+    flat = [tensor.permute(1, 0, 2, 3).reshape(b * s, tensor.shape[2], width) for tensor in (query, key, value)]
+    contexts = []
+    for start, stop in itertools.pairwise(bounds):
+        parts = (tensor[start:stop].transpose(0, 1).unsqueeze(0) for tensor in flat)  # [1, heads, n, d]
+        context = F.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=heads != key.shape[2])
+        contexts.append(context[0].transpose(0, 1))
+    return torch.cat(contexts).view(b, s, heads * width).transpose(0, 1)
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
+    parts = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, d]
+    gqa = query.shape[2] != key.shape[2]
+    context = F.scaled_dot_product_attention(*parts, attn_mask=documents.mask(), enable_gqa=gqa)
+    return context.permute(2, 0, 1, 3).flatten(2)
+
+
+@cache
+def _varlen() -> Callable[..., Tensor] | None:
+    """PyTorch's flash attention over sequences of any lengths, where this version has it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn

@@ -5,7 +5,7 @@ mask is needed) is worked out here on the host, so that a forward pass never wai
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -49,6 +49,8 @@ class Travelling(NamedTuple):
 
     hidden: Tensor
     """float [s, b, h]."""
+    tokens: Tensor
+    """int32 [b, s], for a head that computes its loss itself."""
     position_ids: Tensor
     segment_ids: Tensor
     targets: Tensor
@@ -73,16 +75,18 @@ class Header:
     """Whether some padding stands before content (``pair.layout: released``): only then attention needs a mask."""
     counts: tuple[int, ...]
     """Targets of each objective."""
+    documents: int = 0
+    """Where rows hold several documents that do not see each other: how many the micro-batch has; else 0."""
 
     def tensor(self) -> Tensor:
-        """int64 [2 + k] on the host."""
-        return torch.tensor([int(self.kind), int(self.inner_padding), *self.counts])
+        """int64 [2 + k] on the host: the kind; -1 for padding before content, or the documents; the counts."""
+        return torch.tensor([int(self.kind), -1 if self.inner_padding else self.documents, *self.counts])
 
     @classmethod
     def read(cls, tensor: Tensor) -> "Header":
         """Inverse of :meth:`tensor`; waits for the device only where a pipeline has moved the header there."""
-        kind, inner_padding, *counts = tensor.tolist()
-        return cls(Kind(kind), bool(inner_padding), tuple(counts))
+        kind, seen, *counts = tensor.tolist()
+        return cls(Kind(kind), seen < 0, tuple(counts), max(seen, 0))
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,30 @@ class Batch:
     counts: dict[str, int]
     """Targets by objective, for those whose modality the rows hold."""
 
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same on ``device``, but for the header, which stays on the host.
+
+        On CUDA the copies start from pinned memory and overlap with whatever the device is doing.
+        """
+        place = torch.device(device)
+        *tensors, header = self.inputs
+        inputs = ModelInputs._make([*(move(tensor, place) for tensor in tensors), header])
+        labels = Labels(inputs.tokens, inputs.patches, inputs.targets, inputs.header)
+        return replace(self, inputs=inputs, labels=labels)
+
 
 def to_tensors(rows: MicroBatch, objectives: Sequence["Prediction"], device: torch.device | str = "cpu") -> Batch:
-    """The tensors of a micro-batch on ``device``.
+    """The tensors of a micro-batch on ``device``; see :meth:`Batch.to`."""
+    return host_tensors(rows, objectives).to(device)
 
-    On CUDA the copies start from pinned memory and overlap with whatever the device is doing.
+
+def host_tensors(rows: MicroBatch, objectives: Sequence["Prediction"], pinned: bool = False) -> Batch:
+    """The tensors of a micro-batch on the host: views of its arrays, or copies in pinned memory.
+
+    With ``pinned`` the rows of the batch are views of the copies, so that the memory of the given ones is free again.
     """
+    if pinned:
+        rows = _pinned(rows)
     modality = torch.from_numpy(rows.modality)
     segment_ids = torch.from_numpy(rows.segment_ids)
     targets = torch.zeros(len(objectives), modality.numel(), dtype=torch.int64)
@@ -112,22 +134,35 @@ def to_tensors(rows: MicroBatch, objectives: Sequence["Prediction"], device: tor
         line[: len(positions)] = positions
         counts.append(len(positions))
     content = rows.modality != Modality.PADDING
-    header = Header(rows.kind, bool((content[:, 1:] & ~content[:, :-1]).any()), tuple(counts))
+    inner_padding = bool((content[:, 1:] & ~content[:, :-1]).any())
+    # A position id of 0 begins a document; every row begins with one.
+    documents = int(np.count_nonzero(rows.position_ids == 0))
+    if documents == len(rows.modality):
+        documents = 0
+    elif inner_padding:
+        raise ValueError("rows of several documents hold no padding before content")
+    header = Header(rows.kind, inner_padding, tuple(counts), documents)
     patches = np.empty((0,), np.uint8) if rows.patches is None else rows.patches
-    place = torch.device(device)
     inputs = ModelInputs(
-        tokens=move(torch.from_numpy(rows.tokens), place),
-        patches=move(torch.from_numpy(patches), place),
-        modality=move(modality, place),
-        position_ids=move(torch.from_numpy(rows.position_ids), place),
-        segment_ids=move(segment_ids, place),
-        targets=move(targets, place),
+        tokens=torch.from_numpy(rows.tokens),
+        patches=torch.from_numpy(patches),
+        modality=modality,
+        position_ids=torch.from_numpy(rows.position_ids),
+        segment_ids=segment_ids,
+        targets=targets.pin_memory() if pinned else targets,
         header=header.tensor(),
     )
     labels = Labels(inputs.tokens, inputs.patches, inputs.targets, inputs.header)
     held = MODALITIES[rows.kind]
     named = {o.name: n for o, n in zip(objectives, counts, strict=True) if o.modality in held}
     return Batch(rows.kind, rows, inputs, labels, named)
+
+
+def _pinned(rows: MicroBatch) -> MicroBatch:
+    """The same rows, their arrays in pinned memory."""
+    names = ("tokens", "patches", "modality", "position_ids", "segment_ids")
+    arrays = {name: array for name in names if (array := getattr(rows, name)) is not None}
+    return replace(rows, **{name: torch.from_numpy(array).pin_memory().numpy() for name, array in arrays.items()})
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:

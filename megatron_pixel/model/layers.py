@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ModelConfig
-from megatron_pixel.model.attention import MaskKind, SDPACoreAttention, attention_mask
+from megatron_pixel.model.attention import Documents, MaskKind, SDPACoreAttention, attention_mask
 from megatron_pixel.model.batch import Header, Travelling
 from megatron_pixel.model.seeding import stage_seed
 
@@ -169,10 +169,19 @@ class DecoderLayer(nn.Module):
     def _hidden(self, state: Travelling) -> Tensor:
         hidden, _ = self.layer(
             state.hidden,
-            attention_mask=attention_mask(self.mask_kind, state.segment_ids, Header.read(state.header).inner_padding),
+            attention_mask=self._seen(state),
             rotary_pos_emb=rotary_angles(state.position_ids, self.head_width, self.rope_theta),
         )
         return hidden
+
+    def _seen(self, state: Travelling) -> Tensor | Documents | None:
+        """Who sees whom, as core attention takes it."""
+        header = Header.read(state.header)
+        if not header.documents:
+            return attention_mask(self.mask_kind, state.segment_ids, header.inner_padding)
+        if self.mask_kind is not MaskKind.CAUSAL:
+            raise ValueError(f"rows of several documents under the mask {self.mask_kind.value}: causal alone is known")
+        return Documents(state.position_ids, header.documents)
 
 
 def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:

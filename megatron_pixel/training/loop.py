@@ -16,11 +16,12 @@ from megatron_pixel.config.schema import (
     TrainingConfig,
 )
 from megatron_pixel.data.rows import Kind, MicroBatch
-from megatron_pixel.model.batch import Batch, to_tensors
+from megatron_pixel.model.batch import Batch
 from megatron_pixel.model.objectives import Objective, losses
 from megatron_pixel.parallel.engine import set_learning_rate
 from megatron_pixel.parallel.execution import Outputs, Training
 from megatron_pixel.parallel.mesh import Mesh
+from megatron_pixel.training.feeding import Feeder, Prepared
 from megatron_pixel.training.guarding import Guards
 from megatron_pixel.training.guards import GuardError, StopSignals, Verdict
 from megatron_pixel.training.health import probe
@@ -104,22 +105,24 @@ class Trainer:
         self._execution = execution
         self._objectives = objectives
         self._training, self._optimizer = training, optimizer
-        self._end_patch = end_patch
+        self.feeder = Feeder(objectives, end_patch, mesh.device)
         self.mesh = mesh
         self.observer = Observer(execution, objectives, model, training, mesh, sources, histograms_every)
         self.guards = guards
 
-    def step(self, step: int, batches: Sequence[MicroBatch]) -> StepEnd:
+    def step(self, step: int, batches: Sequence[MicroBatch | Prepared]) -> StepEnd:
         """One optimizer step over this rank's micro-batches.
 
         Args:
             step: its number; the first is 1.
-            batches: micro-batches of any kinds, in the same order of kinds on every rank.
+            batches: micro-batches of any kinds, in the same order of kinds on every rank; best prepared by ``feeder``.
         """
         mesh, alive = self.mesh, self.guards.watchdog
         alive.beat("targets of the step", step)
         totals = self.observer.begin(step)
-        counts = StepCounts(batches, self._objectives, self._end_patch, mesh.data_group, mesh.device)
+        prepared = [self.feeder.prepare(batch) for batch in batches]
+        feed = self.feeder.feed(prepared)
+        counts = StepCounts([item.tally for item in prepared], self._objectives, mesh.data_group, mesh.device)
         rate = learning_rate(step, self._training.steps, self._optimizer)
         set_learning_rate(self.engine, rate)
         skipped_before = self.engine.skipped_steps
@@ -134,34 +137,34 @@ class Trainer:
             alive.beat(f"backward pass of micro-batch {len(contributions)} of {len(batches)}")
             return value
 
-        self._execution.step(self._tensors(batches), loss)
+        self._execution.step(self._watched(feed, len(prepared)), loss)
         alive.beat("figures of the step")
         seen = self.observer.collect(totals)
         means = seen.losses.by_kind
         skipped = self.engine.skipped_steps > skipped_before
         finite = math.isfinite(means["loss"] or 0.0)
         bad = [] if finite else [not math.isfinite(value.item()) for value in contributions]
-        rows = "" if finite else self._bad_rows(batches, bad)
+        rows = "" if finite else self._bad_rows(prepared, bad)
         verdict = self.guards.judge(step, means["loss"], finite, skipped, rows)
         notes = self.guards.slow_ranks.add(step, seen.ranks)
         if self.guards.slow_ranks.probes(step):
             self.observer.probe = probe(mesh.device)
         return StepEnd(self.observer.record(step, seen, counts, rate), verdict, skipped, notes, bad)
 
-    def _tensors(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
-        for number, rows in enumerate(batches, start=1):
-            self.guards.watchdog.beat(f"forward pass of micro-batch {number} of {len(batches)}")
-            with self._execution.clock.part("data", "rows to tensors"):
-                batch = to_tensors(rows, self._objectives, self.mesh.device)
+    def _watched(self, feed: Iterator[Batch], count: int) -> Iterator[Batch]:
+        for number in range(1, count + 1):
+            self.guards.watchdog.beat(f"forward pass of micro-batch {number} of {count}")
+            with self._execution.clock.part("data", "rows to the device"):
+                batch = next(feed)
             yield batch
 
-    def _bad_rows(self, batches: Sequence[MicroBatch], bad: Sequence[bool]) -> str:
+    def _bad_rows(self, prepared: Sequence[Prepared], bad: Sequence[bool]) -> str:
         """Rows of the micro-batches without a finite loss, over all ranks; collective."""
         mine = [
             f"{source} {row}"
-            for batch, is_bad in zip(batches, bad, strict=self.mesh.is_last_stage)
+            for item, is_bad in zip(prepared, bad, strict=self.mesh.is_last_stage)
             if is_bad
-            for source, row in batch.rows
+            for source, row in item.batch.rows.rows
         ]
         names = sorted({name for part in self.mesh.gather(mine) for name in part})
         shown = ", ".join(names[:16])
@@ -189,7 +192,7 @@ class Milestones:
 
 def train(
     trainer: Trainer,
-    steps: Iterable[tuple[int, Sequence[MicroBatch]]],
+    steps: Iterable[tuple[int, Sequence[MicroBatch | Prepared]]],
     last: int,
     milestones: Milestones,
     signals: StopSignals,
@@ -222,7 +225,7 @@ def train(
             if line is not None:
                 hooks.note(line)
         if end.verdict.error is not None:
-            hooks.dump(step, batches, end)
+            hooks.dump(step, [trainer.feeder.prepare(batch).batch.rows for batch in batches], end)
             raise end.verdict.error
         if end.verdict.rewind and stop is None:
             raise RewindError(step)

@@ -1,8 +1,9 @@
 """From sums over micro-batches to the losses of a step: means over the global batch, whatever the micro-batches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,6 +22,38 @@ KEYS = {
 """Key of metrics.jsonl for an objective on rows of a kind."""
 
 
+@dataclass(frozen=True)
+class Tally:
+    """What a micro-batch holds; sums over micro-batches and ranks are :class:`StepCounts`."""
+
+    tokens: int
+    """Targets that are tokens."""
+    patches: int
+    """Targets that are patches."""
+    positions: int
+    shown: int
+    """Positions that hold a patch."""
+    attended: int
+    rows_digest: int
+
+
+def tally(rows: MicroBatch, end_patch: bool) -> Tally:
+    """Count a micro-batch; ``end_patch`` says whether the black end patch is a target."""
+    targets = rows.count_targets(end_patch)
+    content = rows.modality != Modality.PADDING
+    seen = content.cumsum(1)
+    # What stands before a document, which a position id of 0 begins, is not seen in it.
+    unseen = np.maximum.accumulate(np.where(rows.position_ids == 0, seen - content, 0), axis=1)
+    return Tally(
+        targets.tokens,
+        targets.patches,
+        int(content.sum()),
+        int((rows.modality == Modality.PATCH).sum()),
+        int(((seen - unseen) * content).sum()),
+        rows_digest(rows.rows),
+    )
+
+
 class StepCounts:
     """What a step holds over all data-parallel ranks; known before its first forward pass.
 
@@ -28,28 +61,19 @@ class StepCounts:
         targets: targets by objective.
         positions: positions that hold a token or a patch.
         patches: positions that hold a patch.
-        attended: pairs of a position and one that it attends to, itself among them: n (n + 1) / 2 in a row of n.
+        attended: pairs of a position and one that it attends to, itself among them: n (n + 1) / 2 in a row of n, and
+            of each document of n where the row holds several that do not see each other.
         rows_digest: tells which rows they are, see :func:`megatron_pixel.data.rows.rows_digest`.
     """
 
     def __init__(
         self,
-        batches: Sequence[MicroBatch],
+        tallies: Sequence[Tally],
         objectives: Sequence[Objective],
-        end_patch: bool,
         group: dist.ProcessGroup,
         device: torch.device,
     ) -> None:
-        local = [0, 0, 0, 0, 0, 0]
-        for batch in batches:
-            targets = batch.count_targets(end_patch)
-            local[0] += targets.tokens
-            local[1] += targets.patches
-            lengths = (batch.modality != Modality.PADDING).sum(1)
-            local[2] += int(lengths.sum())
-            local[3] += int((batch.modality == Modality.PATCH).sum())
-            local[4] += int((lengths * (lengths + 1) // 2).sum())
-            local[5] += rows_digest(batch.rows)
+        local = [sum(column) for column in zip(*map(astuple, tallies), strict=True)]
         total = torch.tensor(local, dtype=torch.int64, device=device)
         dist.all_reduce(total, group=group)
         tokens, patches, self.positions, self.patches, self.attended, self.rows_digest = total.tolist()

@@ -32,6 +32,7 @@ from megatron_pixel.training import checkpoint, checkpoint_files, exit_codes, pa
 from megatron_pixel.training.data_facts import data_facts
 from megatron_pixel.training.dumps import write_dump
 from megatron_pixel.training.evaluation import Evaluator
+from megatron_pixel.training.feeding import Feeder, Prepared
 from megatron_pixel.training.guarding import Guards
 from megatron_pixel.training.guards import SpikeError, StopSignals
 from megatron_pixel.training.loop import Hooks, Milestones, RewindError, StepEnd, Trainer, train
@@ -226,19 +227,20 @@ class Run:
         """:func:`train`, and again from a checkpoint where a guard asks for it."""
         while True:
             try:
-                with self._loader() as loader:
+                with self._loader(trainer.feeder) as loader:
                     return train(trainer, self._numbered(loader), self._last, milestones, signals, hooks, self._limit)
             except RewindError as request:
                 with self._guards.watchdog.paused():
                     self._rewind(request.step)
 
-    def _loader(self) -> PrefetchLoader:
+    def _loader(self, feeder: Feeder) -> PrefetchLoader[Prepared]:
         config, mesh = self._config, self._mesh
         batches = (self._batches.of(step) - 1 for step in range(self._done + 1, self._last + 1))
         depth = _read_ahead(config, len(self._kinds))
-        return PrefetchLoader(self._reader, batches, mesh.data_rank, mesh.data_size, depth, config.data.workers)
+        place, workers = (mesh.data_rank, mesh.data_size), config.data.workers
+        return PrefetchLoader(self._reader, batches, *place, depth, workers, feeder.prepare)
 
-    def _numbered(self, loader: PrefetchLoader) -> Iterator[tuple[int, list[MicroBatch]]]:
+    def _numbered(self, loader: PrefetchLoader[Prepared]) -> Iterator[tuple[int, list[Prepared]]]:
         for step, (_, batches) in enumerate(loader, start=self._done + 1):
             yield step, batches
 

@@ -49,6 +49,9 @@ MORE = [
 RELEASED = ("--pair.layout=released",)
 INNER = [Case("dualgpt", layout, words=RELEASED) for layout in [(1, 1, 1), (2, 1, 1), (1, 2, 2)]]
 """Padding inside the rows, which needs an attention mask; the first is what the others are compared with."""
+PACKING = ("--data.packing=documents",)
+PACKED = [Case("dualgpt", layout, words=PACKING) for layout in [(1, 1, 1), (2, 1, 1), (1, 2, 2)]]
+"""Rows of several documents that do not see each other; the first is what the others are compared with."""
 LOOKING = ("--logging.pages=2", "--logging.attention=3")
 PICTURED = [Case("dualgpt", layout, words=LOOKING) for layout in [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1)]]
 """Held-out pages with predictions and attention; the first is what the others are compared with."""
@@ -68,7 +71,7 @@ OTHER_OPERATIONS = [
     Case("dualgpt", (1, 1, 2), "zero3", BF16),
 ]
 """In bf16: partial sums are rounded before they are added; ZeRO 3 has a linear layer of its own."""
-CASES = [*FP32, *MORE, *INNER, *PICTURED, Case("dualgpt", words=BF16), *SAME_OPERATIONS, *OTHER_OPERATIONS]
+CASES = [*FP32, *MORE, *INNER, *PACKED, *PICTURED, Case("dualgpt", words=BF16), *SAME_OPERATIONS, *OTHER_OPERATIONS]
 
 Result = dict[Case, list[Share]]
 STEPS = 5
@@ -100,7 +103,7 @@ def found(folder: Path) -> Result:
 
 def truth_of(case: Case) -> Case:
     """The run on one process that a case is compared with."""
-    return INNER[0] if case in INNER else Case(case.system)
+    return next((cases[0] for cases in (INNER, PACKED) if case in cases), Case(case.system))
 
 
 def whole(shares: Sequence[Share]) -> dict[str, np.ndarray]:
@@ -161,7 +164,7 @@ def show(columns: Sequence[str], table: dict[Case, tuple[float, ...]]) -> None:
 
 
 def test_every_layout_is_one_process(found: Result) -> None:
-    cases = [case for case in [*FP32, *MORE, *INNER] if case != truth_of(case)]
+    cases = [case for case in [*FP32, *MORE, *INNER, *PACKED] if case != truth_of(case)]
     table: dict[Case, tuple[float, ...]] = {case: deviations(found, case) for case in cases}
     show(["steps", "held-out", "weights"], table)
     for case, values in table.items():

@@ -6,7 +6,7 @@ from megatron_pixel.data.rows import PADDING_ORIGIN, Kind, MicroBatch, Modality,
 from megatron_pixel.data.synthetic import SyntheticSource
 from megatron_pixel.model.objectives import LossSum, pretraining_objectives
 from megatron_pixel.parallel.mesh import Mesh
-from megatron_pixel.training.losses import LossTotals, StepCounts, micro_batch_loss
+from megatron_pixel.training.losses import LossTotals, StepCounts, micro_batch_loss, tally
 
 OBJECTIVES = pretraining_objectives(ModelConfig(), LossConfig(token_weight=1.0, patch_weight=0.5))
 
@@ -83,7 +83,9 @@ def test_counts_of_a_step(one_process: Mesh, end_patch: bool) -> None:
     model, pair = ModelConfig(vocab_size=64, seq_length=16, patch_size=4), PairConfig(patches=8, tokens=8)
     sources = {kind: SyntheticSource(kind, "train", model, pair) for kind in Kind}
     batches = [stack_rows(kind, [source.row(i) for i in range(3)]) for kind, source in sources.items()]
-    counts = StepCounts(batches, OBJECTIVES, end_patch, one_process.data_group, one_process.device)
+    counts = StepCounts(
+        [tally(batch, end_patch) for batch in batches], OBJECTIVES, one_process.data_group, one_process.device
+    )
     patches = sum(int((batch.modality == Modality.PATCH).sum()) for batch in batches)
     assert counts.patches == patches
     # A page of n patches has n - 1 targets, one less without its end patch; there are six pages.
