@@ -101,7 +101,9 @@ class HeadAlone:
         b, s = rows.tokens.shape
         hidden = torch.randn(s, b, self._hidden, device=device).to(self._dtype).requires_grad_()
         given = batch.inputs
-        state = Travelling(hidden, given.position_ids, given.segment_ids, given.targets, given.header)
+        state = Travelling(
+            hidden, given.tokens.int(), given.position_ids, given.segment_ids, given.targets, given.header
+        )
         synchronize(device)
         start = clock()
         terms = losses(self._heads(tuple(state)), batch.labels, self._objectives)

@@ -63,7 +63,8 @@ class Embedding(nn.Module):
         hidden = embedded.transpose(0, 1).contiguous()  # [b, s, h] -> [s, b, h]
         if self.scatters:
             hidden = scatter_to_sequence_parallel_region(hidden)  # [s / tensor_parallel, b, h]
-        return tuple(Travelling(hidden, batch.position_ids, batch.segment_ids, batch.targets, batch.header))
+        tokens = batch.tokens.int()
+        return tuple(Travelling(hidden, tokens, batch.position_ids, batch.segment_ids, batch.targets, batch.header))
 
     def _left_out(self, kind: Kind, tokens: Tensor) -> Tensor:
         """One position, [1, 1, h], through the embedder that rows of this kind leave out.

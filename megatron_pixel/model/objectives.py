@@ -19,6 +19,7 @@ from megatron_pixel.data.rows import Modality
 from megatron_pixel.model.attention import MaskKind
 from megatron_pixel.model.batch import Labels
 from megatron_pixel.model.heads import PatchHead, TokenHead
+from megatron_pixel.model.token_loss import HeadLoss
 
 VARIANCE_EPS = 1e-6
 """Keeps a patch of one value finite when it is normalized; as in the released code."""
@@ -31,11 +32,14 @@ class Prediction(ABC):
         name: key of its head, its loss and its metrics.
         modality: the rows that hold it have this prediction.
         mask_kind: who sees whom; all predictions of a model must agree.
+        closes: whether the head also takes the ids of the tokens to be predicted, and hands out their loss in place of
+            predictions, which then never exist all at once.
     """
 
     name: str
     modality: Modality
     mask_kind: MaskKind = MaskKind.CAUSAL
+    closes: bool = False
 
     @abstractmethod
     def build_head(self, model: ModelConfig, transformer: TransformerConfig) -> nn.Module:
@@ -66,10 +70,19 @@ class Objective(Prediction):
 
 
 class NextToken(Objective):
-    """Cross entropy of the next token; logits split over tensor-parallel ranks."""
+    """Cross entropy of the next token; logits split over tensor-parallel ranks.
+
+    Args:
+        weight: factor in the loss of the step.
+        closes: see :class:`Prediction`; otherwise the head hands out logits.
+    """
 
     name = "token"
     modality = Modality.TOKEN
+
+    def __init__(self, weight: float = 1.0, closes: bool = True) -> None:
+        super().__init__(weight)
+        self.closes = closes
 
     def build_head(self, model: ModelConfig, transformer: TransformerConfig) -> nn.Module:
         return TokenHead(model, transformer)
@@ -162,7 +175,9 @@ class LossSum:
     """int64 [count]: its flat position ``row * s + i``."""
 
 
-def losses(outputs: tuple[Tensor, ...], labels: Labels, objectives: Sequence[Objective]) -> dict[str, LossSum]:
+def losses(
+    outputs: tuple[Tensor | HeadLoss, ...], labels: Labels, objectives: Sequence[Objective]
+) -> dict[str, LossSum]:
     """Sums and counts by objective, for the objectives that the model ran on these rows.
 
     The loss of a step is ``sum_k weight_k * sum_k / count_k`` with sums and counts over all micro-batches and ranks. An
@@ -173,10 +188,15 @@ def losses(outputs: tuple[Tensor, ...], labels: Labels, objectives: Sequence[Obj
     for objective, predictions, count, positions in zip(objectives, outputs, counts, labels.targets, strict=True):
         if len(predictions) == 0:
             continue
+        closed = isinstance(predictions, HeadLoss)
         if count == 0:
-            results[objective.name] = LossSum((0 * predictions.float()).sum(), 0)
+            nothing = predictions.sum if closed else predictions.float().sum()
+            results[objective.name] = LossSum(0 * nothing, 0)
             continue
         predicting = positions[:count]
+        if closed:
+            results[objective.name] = LossSum(predictions.sum, count, predictions.each, predicting)
+            continue
         each = objective.loss(predictions, objective.targets(labels, predicting))
         results[objective.name] = LossSum(each.sum(), count, each.detach(), predicting)
     return results

@@ -30,8 +30,9 @@ def merged_config(
         "weight_decay": optimizer.weight_decay,
     }
     if not (cuda and file.offloads_optimizer):
-        # torch's AdamW needs no compiler on the machine. For an optimizer beside a GPU, on the host, DeepSpeed has one.
-        parameters |= {"torch_adam": True, **({"fused": True} if cuda else {})}
+        # torch's AdamW needs no compiler on the machine, and fused it reads weights and moments once, on CPUs too. For
+        # an optimizer beside a GPU, on the host, DeepSpeed has one of its own.
+        parameters |= {"torch_adam": True, "fused": True}
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_rows,
         "gradient_accumulation_steps": accumulation,

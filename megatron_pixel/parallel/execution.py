@@ -16,7 +16,8 @@ from torch import Tensor
 from megatron_pixel.model.batch import Batch
 from megatron_pixel.parallel.clock import Clock, time_pipeline
 
-Outputs = tuple[Tensor, ...]
+Outputs = tuple[Any, ...]
+"""What the last stage hands out: tensors, or :class:`megatron_pixel.model.token_loss.HeadLoss`."""
 Loss = Callable[[Outputs, Batch], Tensor]
 """The scalar whose backward pass a micro-batch contributes."""
 Look = Callable[[Outputs, Batch], None]
@@ -126,7 +127,7 @@ class PipelineTraining(Training):
 
         def no_loss(outputs: Outputs, batch: Batch) -> Tensor:
             look(outputs, batch)
-            return torch.zeros((), device=outputs[0].device)
+            return torch.zeros((), device=batch.labels.targets.device)
 
         self._loss = no_loss
         self._switch(evaluates=True)

@@ -6,14 +6,18 @@ ranks and ``w`` bytes of an activation, a decoder layer keeps::
     norms        2 x (input h w, its inverse deviation 4, output h w)
     attention    queries, keys, values as one tensor (h + 2k) w / t, turned queries and keys (h + k) w / t, the context
                  h w / t, a sum of exponents 4 a / t, cosines and sines 4 d w
-    SwiGLU       gate and up 2f w / t, the activated gate, a copy of up and their product f w / t each
+    SwiGLU       gate and up 2f w / t, and their product f w / t
 
-CPU kernels keep more of a norm: its input in fp32, and the normalized input in fp32 besides. A test holds these sums
+CPU kernels keep more of a norm: its input in fp32, and the normalized input in fp32 besides. The token head keeps no
+logits: the gradients of its hidden states and of its weight are there before the backward pass. A test holds these sums
 against saved-tensor hooks.
 """
 
 from megatron_pixel.data.rows import Kind
 from megatron_pixel.planning.setting import Setting, has_patches, has_tokens
+
+HEAD_CHUNK = 2048
+"""Token targets whose logits exist at a time: ``CHUNK`` of ``model/token_loss.py``, which would import torch."""
 
 
 def kept(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int], cuda: bool = True) -> int:
@@ -36,9 +40,9 @@ def kept(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int], cuda
         total += n * _norm(setting, cuda)
         values = model.patch_size**2 * model.num_channels
         tokens, patches = targets
-        width = setting.width * model.hidden + 8  # the hidden state of each target, and its place
+        width = setting.width * model.hidden + 8  # the hidden state of each target, or its gradient, and its place
         if has_tokens(kind) or setting.touch_all:
-            total += max(tokens, 1) * width + tokens * (4 * model.vocab_size // setting.tensor + 9)
+            total += max(tokens, 1) * width + setting.width * model.hidden * model.vocab_size // setting.tensor
         if has_patches(kind) or setting.touch_all:
             total += max(patches, 1) * width + patches * 4 * values
     return int(total)
@@ -51,7 +55,7 @@ def layer_bytes(setting: Setting, cuda: bool = True) -> int:
     k = model.kv_heads * d
     norms = 2 * (_norm(setting, cuda) + w * _residual(setting))
     attention = w * (3 * h + 3 * k) / t + 4 * w * d + 4 * model.heads / t
-    return int(setting.positions * (norms + attention + 5 * w * f / t))
+    return int(setting.positions * (norms + attention + 3 * w * f / t))
 
 
 def most_transient(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int]) -> int:
@@ -60,8 +64,11 @@ def most_transient(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, 
     layer = layer_bytes(setting) if again else 0
     logits = 0
     if setting.is_last(pipe) and has_tokens(kind):
-        # Logits and their gradient in the precision of training, the softmax's gradient in fp32.
-        logits = targets[0] * (2 * setting.width + (4 if setting.bf16 else 0)) * setting.model.vocab_size
+        # Logits of a chunk, which become their own gradient, and logarithms of probabilities in fp32; of several chunks
+        # also the fp32 sum of the weight's gradient and, in bf16, the part that is added to it.
+        logits = min(targets[0], HEAD_CHUNK) * (setting.width + 4) * setting.model.vocab_size
+        if targets[0] > HEAD_CHUNK and setting.bf16:
+            logits += (4 + setting.width) * setting.model.hidden * setting.model.vocab_size
         logits //= setting.tensor
     return max(layer, logits)
 

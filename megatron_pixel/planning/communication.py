@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from megatron_pixel.data.rows import Kind
+from megatron_pixel.planning.activations import HEAD_CHUNK
 from megatron_pixel.planning.gathering import gathered_in_a_step
 from megatron_pixel.planning.parameters import Parameter, groups
 from megatron_pixel.planning.setting import Setting, has_patches, has_tokens
@@ -160,9 +161,10 @@ def _by_position(setting: Setting, pipe: int, hidden: int, layers: int, again: i
 def _token_head(setting: Setting, kind: Kind, targets: int) -> Iterator[Traffic]:
     """Gradients of the hidden states that the split head has read, and the cross entropy's three sums in fp32."""
     if has_tokens(kind) or setting.touch_all:
-        targets = targets if has_tokens(kind) else 0
-        yield Traffic("tensor", "all_reduce", "tensor", max(targets, 1) * setting.model.hidden * setting.width)
-        yield Traffic("loss", "all_reduce", "tensor", 3 * 4 * targets, 3)
+        targets = max(targets, 1) if has_tokens(kind) else 1
+        yield Traffic("tensor", "all_reduce", "tensor", targets * setting.model.hidden * setting.width)
+        chunks = -(-targets // HEAD_CHUNK)
+        yield Traffic("loss", "all_reduce", "tensor", 3 * 4 * targets, 3 * chunks)
 
 
 def _handed_on(setting: Setting, pipe: int) -> Iterator[Traffic]:
@@ -172,8 +174,8 @@ def _handed_on(setting: Setting, pipe: int) -> Iterator[Traffic]:
     # A part travels with its shape, its number and the boundaries of all parts, as 64-bit integers.
     part, messages = (hidden, 1) if setting.tensor == 1 else (hidden // setting.tensor + 8 * (setting.tensor + 7), 2)
     if not setting.is_last(pipe):
-        places = setting.positions * (4 + 4 + 8 * OBJECTIVES) + 8 * (2 + OBJECTIVES)
-        yield Traffic("pipeline", "send", "pipeline", part + places, messages + 4)
+        places = setting.positions * (4 + 4 + 4 + 8 * OBJECTIVES) + 8 * (2 + OBJECTIVES)
+        yield Traffic("pipeline", "send", "pipeline", part + places, messages + 5)
         yield Traffic("pipeline", "all_gather", "tensor", 2 * hidden, 2)
     if not setting.is_first(pipe):
         yield Traffic("pipeline", "send", "pipeline", part, messages)

@@ -53,10 +53,16 @@ def test_patch_loss_equals_the_formula(small: ModelConfig, kind: Kind, target: s
 @pytest.mark.parametrize("kind", [Kind.TEXT, Kind.PAIR])
 def test_token_loss_equals_torch_cross_entropy(small: ModelConfig, kind: Kind) -> None:
     network, objectives = build(small)
+    network[-1].closes[0] = False
     batch = batch_of(kind, small, objectives)
     outputs = network(batch.inputs)
     before = outputs[0].clone()
     result = losses(outputs, batch.labels, objectives)["token"]
+    network[-1].closes[0] = True
+    closed = losses(network(batch.inputs), batch.labels, objectives)["token"]
+    torch.testing.assert_close(closed.each, result.each)
+    assert torch.equal(closed.positions, result.positions)
+    assert closed.count == result.count
     mask, _ = target_masks(batch.inputs.modality.numpy(), batch.inputs.segment_ids.numpy())
     targets = torch.stack([batch.inputs.tokens[row, i + 1] for row, i in np.argwhere(mask)])
     assert result.count == len(targets)

@@ -101,6 +101,7 @@ def test_the_merged_configuration_is_the_config_trees(tmp_path: Path) -> None:
         "eps": 1e-6,
         "weight_decay": 0.1,
         "torch_adam": True,
+        "fused": True,
     }
     assert merged["zero_optimization"] == {"stage": 1}
     assert merged["bf16"] == {"enabled": True}

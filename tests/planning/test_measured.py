@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_pixel.planning.activations import kept
+from megatron_pixel.model.token_loss import CHUNK
+from megatron_pixel.planning.activations import HEAD_CHUNK, kept
 from megatron_pixel.planning.communication import group_size, traffic
 from megatron_pixel.planning.memory import gradient_bytes, optimizer_bytes, weight_bytes
 from megatron_pixel.planning.setting import Setting
@@ -68,6 +69,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 def setting_of(case: Case) -> Setting:
     return Setting.of(case.config(Path()), int(np.prod(case.layout)), node=8)
+
+
+def test_the_plan_cuts_the_head_as_the_model_does() -> None:
+    assert HEAD_CHUNK == CHUNK
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
