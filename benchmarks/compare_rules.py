@@ -16,7 +16,11 @@ EXCEPTIONS: Mapping[str, Direction | None] = {
     "memory_gib": None,
     "cores_of_a_cluster": None,
     "tokens_per_step": None,
+    "peak_tflops": None,
+    # Of a variant or a peer beside ours.
+    "ratio_to_ours": None,
     # Names that tell no unit.
+    "share_of_ceiling": "higher",
     "gpus_per_core": "higher",
     "characters_a_second": "higher",
     "loader_cpu_share": "lower",

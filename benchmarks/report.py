@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Make the tables of docs/performance.md from the results in benchmarks/results.
+"""Make the tables of docs/performance.md and docs/scaling.md from the results in benchmarks/results.
 
     python benchmarks/report.py
     python benchmarks/report.py --check
 
 Each table stands between two comments, ``<!-- result: NAME -->`` and ``<!-- end -->``, and is made from
 ``results/NAME.json`` alone: no figure on the page is typed by hand. ``--check`` changes nothing and exits with 1
-where the page is out of date.
+where a page is out of date.
 """
 
 import argparse
@@ -19,26 +19,30 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.report_tables import TABLES, Result
+from benchmarks import report_tables, scaling_tables
+from benchmarks.report_tables import Result
 from benchmarks.result_file import RESULTS
 from megatron_pixel.config.errors import UserError, exit_on_user_error
 
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = [ROOT / "docs" / "performance.md", ROOT / "docs" / "scaling.md"]
+TABLES = {**report_tables.TABLES, **scaling_tables.TABLES}
 
 
 def main(words: Sequence[str]) -> int:
-    """Write the page, or compare it; returns the exit status."""
+    """Write the pages, or compare them; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only")
     arguments = parser.parse_args(words)
-    before = PAGE.read_text(encoding="utf-8")
-    after = fill(before, read_results())
-    if arguments.check:
-        if before != after:
-            print("docs/performance.md is out of date: python benchmarks/report.py", file=sys.stderr)
-        return int(before != after)
-    PAGE.write_text(after, encoding="utf-8")
-    return 0
+    results, old = read_results(), []
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = fill(before, results)
+        if before != after and arguments.check:
+            print(f"docs/{page.name} is out of date: python benchmarks/report.py", file=sys.stderr)
+            old.append(page)
+        elif before != after:
+            page.write_text(after, encoding="utf-8")
+    return int(bool(old))
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, Result]:
@@ -55,7 +59,7 @@ def fill(page: str, results: Mapping[str, Result]) -> str:
     def section(match: re.Match[str]) -> str:
         name = match[1]
         if name not in TABLES:
-            raise UserError(f"docs/performance.md shows {name}, which is no table; there are {', '.join(TABLES)}")
+            raise UserError(f"a page shows {name}, which is no table; there are {', '.join(TABLES)}")
         if name not in results:
             return f"<!-- result: {name} -->\n\nNot measured: there is no `results/{name}.json`.\n\n<!-- end -->"
         try:

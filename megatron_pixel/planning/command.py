@@ -9,12 +9,12 @@ from pathlib import Path
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.loader import load_config
 from megatron_pixel.parallel.layout import check_layout
+from megatron_pixel.planning.constants import Constants
 from megatron_pixel.planning.devices import DEVICES, find_device
 from megatron_pixel.planning.fitting import nearest_fit, other_layouts
 from megatron_pixel.planning.plan import Plan
 from megatron_pixel.planning.report import comparison, report
 from megatron_pixel.planning.setting import Setting
-from megatron_pixel.planning.speed import EFFICIENCY
 
 DESCRIPTION = """\
 What a run will need and send, told without its devices: parameters by stage and rank, memory of a device, bytes that a
@@ -48,8 +48,7 @@ def read_arguments(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument(
         "--efficiency",
         type=float,
-        default=EFFICIENCY,
-        help="share of the peak that matrix products reach (%(default)s)",
+        help="share of the peak that matrix products reach (default: the GPU's, as fitted; see docs/scaling.md)",
     )
     parser.add_argument(
         "--layouts",
@@ -63,7 +62,7 @@ def read_arguments(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: {value} is too small; the least is 1")
-    if not 0 < options.efficiency <= 1:
+    if options.efficiency is not None and not 0 < options.efficiency <= 1:
         raise UserError(f"--efficiency: {options.efficiency:g} is outside 0 .. 1")
     if options.devices and options.nodes and options.devices != options.nodes * options.gpus:
         raise UserError(
@@ -87,7 +86,8 @@ def dry_run(words: Sequence[str]) -> None:
     device = find_device(options.gpu)
     config = load_config(options.config, settings)
     check_layout(config, options.devices)
-    plan = Plan(Setting.of(config, options.devices, min(options.gpus, options.devices)), device, options.efficiency)
+    setting = Setting.of(config, options.devices, min(options.gpus, options.devices))
+    plan = Plan(setting, device, Constants(efficiency=options.efficiency))
     if options.layouts:
         plans = other_layouts(config, plan)[: options.layouts]
         text = json.dumps([other.describe() for other in plans], indent=2) + "\n"

@@ -25,6 +25,9 @@ class Device:
     network: float
     """To other nodes, bytes a second: its share of the node's adapters."""
     source: str
+    efficiency: float = 0.6
+    """Share of the peak that large matrix products reach: fitted on published runs of A100, H100 and H200
+    (``benchmarks/scaling_published.py``), else assumed."""
 
     def peak(self, bf16: bool) -> float:
         """Operations a second."""
@@ -37,12 +40,15 @@ _DGX_H200 = "NVIDIA H200 data sheet (2024); DGX H200: NVLink 900 GB/s both ways,
 _DGX_B200 = "NVIDIA DGX B200 data sheet (2024): NVLink 1.8 TB/s both ways, 8 x NDR 400 Gb/s a node"
 _PCIE = "PCIe 4.0 x16 64 GB/s both ways; the network, 100 Gb/s for each GPU, is assumed"
 
+AMPERE, HOPPER = 0.87, 0.72
+"""Shares of their peaks that the largest devices of a generation reach; Blackwell's is taken to be Hopper's."""
+
 DEVICES = {
-    "a100": Device("A100 80 GB SXM", 80e9, 312, 19.5, 2039e9, 300e9, 25e9, _DGX_A100),
-    "a100-40gb": Device("A100 40 GB SXM", 40e9, 312, 19.5, 1555e9, 300e9, 25e9, _DGX_A100),
-    "h100": Device("H100 80 GB SXM", 80e9, 989, 67, 3350e9, 450e9, 50e9, _DGX_H100),
-    "h200": Device("H200 141 GB SXM", 141e9, 989, 67, 4800e9, 450e9, 50e9, _DGX_H200),
-    "b200": Device("B200 180 GB SXM", 180e9, 2250, 75, 8000e9, 900e9, 50e9, _DGX_B200),
+    "a100": Device("A100 80 GB SXM", 80e9, 312, 19.5, 2039e9, 300e9, 25e9, _DGX_A100, AMPERE),
+    "a100-40gb": Device("A100 40 GB SXM", 40e9, 312, 19.5, 1555e9, 300e9, 25e9, _DGX_A100, AMPERE),
+    "h100": Device("H100 80 GB SXM", 80e9, 989, 67, 3350e9, 450e9, 50e9, _DGX_H100, HOPPER),
+    "h200": Device("H200 141 GB SXM", 141e9, 989, 67, 4800e9, 450e9, 50e9, _DGX_H200, HOPPER),
+    "b200": Device("B200 180 GB SXM", 180e9, 2250, 75, 8000e9, 900e9, 50e9, _DGX_B200, HOPPER),
     "l40s": Device("L40S 48 GB", 48e9, 362, 91.6, 864e9, 32e9, 12.5e9, f"NVIDIA L40S data sheet (2023); {_PCIE}"),
     "a10": Device("A10 24 GB", 24e9, 125, 31.2, 600e9, 32e9, 12.5e9, f"NVIDIA A10 data sheet (2021); {_PCIE}"),
     "l4": Device("L4 24 GB", 24e9, 121, 30.3, 300e9, 32e9, 12.5e9, f"NVIDIA L4 data sheet (2023); {_PCIE}"),

@@ -99,4 +99,4 @@ def _plan(config: RunConfig, words: dict[str, str], plan: Plan) -> Plan | None:
         setting = Setting.of(changed, plan.setting.devices, plan.setting.node)
     except UserError:
         return None
-    return Plan(setting, plan.device, plan.efficiency)
+    return Plan(setting, plan.device, plan.constants)

@@ -1,15 +1,16 @@
 """A plan: all that the dry-run tells of a run in a layout."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from megatron_pixel.planning.communication import KINDS, Traffic, traffic
+from megatron_pixel.planning.constants import Constants
 from megatron_pixel.planning.devices import Device
 from megatron_pixel.planning.memory import RESERVE, Memory, memory
 from megatron_pixel.planning.setting import Setting
-from megatron_pixel.planning.speed import EFFICIENCY, Speed, bubble, speed
+from megatron_pixel.planning.speed import Speed, bubble, speed
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Plan:
 
     setting: Setting
     device: Device
-    efficiency: float = EFFICIENCY
+    constants: Constants = field(default_factory=Constants)
 
     @cached_property
     def memory(self) -> list[Memory]:
@@ -42,7 +43,12 @@ class Plan:
     @cached_property
     def speed(self) -> Speed:
         """Of a step."""
-        return speed(self.setting, self.device, self.efficiency)
+        return speed(self.setting, self.device, self.constants)
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the peak that matrix products reach."""
+        return self.constants.efficiency or self.device.efficiency
 
     @property
     def usable(self) -> float:

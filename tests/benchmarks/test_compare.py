@@ -83,6 +83,8 @@ def test_every_committed_result_compares_with_itself(path: Path, capsys: pytest.
         ("text.step_ms", "lower"),
         ("english.pango_documents_per_second", None),
         ("processor_seconds.transformers", None),
+        ("bf16.text.others.compiled.ratio_to_ours", None),
+        ("bf16.text.share_of_ceiling", "higher"),
         ("text.hf.tokens_per_second", None),
         ("documents", None),
         ("english.patches_per_document", None),

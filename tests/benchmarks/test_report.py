@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.report_tables import TABLES, number, table
+from benchmarks.report_tables import number, table
 from benchmarks.result_file import RESULTS
 from megatron_pixel.config.errors import UserError
 
@@ -29,15 +29,16 @@ FUZZ = {
 }
 
 
-def test_the_page_is_what_the_results_make() -> None:
-    page = report.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.stem)
+def test_a_page_is_what_the_results_make(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
     assert report.fill(page, report.read_results()) == page, "run python benchmarks/report.py"
 
 
-def test_every_result_and_every_table_is_on_the_page() -> None:
-    page = report.PAGE.read_text(encoding="utf-8")
-    shown = {name for name in TABLES if f"<!-- result: {name} -->" in page}
-    assert shown == set(TABLES)
+def test_every_result_and_every_table_is_on_a_page() -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in report.PAGES)
+    shown = {name for name in report.TABLES if f"<!-- result: {name} -->" in pages}
+    assert shown == set(report.TABLES)
     assert {path.stem for path in RESULTS.glob("*.json")} <= shown
 
 
@@ -70,7 +71,7 @@ def test_what_is_not_there() -> None:
 def test_the_check_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "performance.md"
     page.write_text(MARKED)
-    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "PAGES", [page])
     monkeypatch.setattr(report, "read_results", lambda: {"fuzz": FUZZ})
     assert report.main(["--check"]) == 1
     assert page.read_text() == MARKED
