@@ -3,8 +3,8 @@
 python data_tools/pack.py P
 python data_tools/pack.py P --seq-length 1024 --workers 16
 
-P is the prefix of a dataset of pixels or of pairs. The plan lies beside it, P.train.packed<seq-length>.{bin,idx,json}: 12
-bytes a row and 2 a page. The dataset itself stays as it is, and trains without packing too.
+P is the prefix of a dataset of pixels or of pairs. The plan lies beside it, P.train.packed<seq-length>.{bin,idx,json}:
+12 bytes a row and 2 a page. The dataset itself stays as it is, and trains without packing too.
 """
 
 import argparse

@@ -144,6 +144,12 @@ def test_a_run_reads_each_page_once_an_epoch_over_any_layout(pixels: str) -> Non
         others = [shared.micro_batch(step, 0, rank, 2) for rank in range(2)]
         assert sorted(batch.rows[0] for batch in rows) == sorted(batch.rows[0] for batch in others)
     assert whole.consumed(3) == shared.consumed(3)
+    resumed, before = (
+        reader.micro_batch(2, 1, 0, 1) for reader in (open_training(data, MODEL, PAIR, training, 1), whole)
+    )
+    assert resumed.rows == before.rows
+    for name in ("patches", "modality", "position_ids", "segment_ids"):
+        np.testing.assert_array_equal(getattr(resumed, name), getattr(before, name))
 
 
 def test_held_out_pages_stay_apart(pixels: str) -> None:
