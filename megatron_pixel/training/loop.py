@@ -154,7 +154,7 @@ class Trainer:
     def _watched(self, feed: Iterator[Batch], count: int) -> Iterator[Batch]:
         for number in range(1, count + 1):
             self.guards.watchdog.beat(f"forward pass of micro-batch {number} of {count}")
-            with self._execution.clock.part("data", "rows to the device"):
+            with self._execution.clock.part("data", "rows to tensors"):
                 batch = next(feed)
             yield batch
 
