@@ -68,7 +68,7 @@ def test_a_pipeline_is_told_rank_by_rank(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_what_does_not_fit_is_told_with_the_nearest_that_does(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--devices", "16", "--gpu", "a10", "--training.micro_batch_rows", "16"]
+    words = ["--devices", "16", "--gpu", "a10", "--training.micro_batch_rows", "32"]
     output = shown(capsys, "dualgpt", *words)
     assert "does not fit: " in output
     nearest = output.split("nearest that fits: ")[1].splitlines()[0].split()
