@@ -1,5 +1,6 @@
 """Who sees whom, and the core attention on PyTorch's scaled dot-product attention."""
 
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,4 +171,5 @@ def _varlen() -> Callable[..., Tensor] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn
+    wanted = {"window_size", "enable_gqa"}  # its first versions had neither
+    return varlen_attn if wanted <= inspect.signature(varlen_attn).parameters.keys() else None
