@@ -15,11 +15,12 @@ import torch
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.mixture import MixtureReader, open_training
-from megatron_pixel.data.rows import MicroBatch, Origin
+from megatron_pixel.data.rows import Origin
 from megatron_pixel.parallel.mesh import Mesh, mesh
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training import run as run_module
 from megatron_pixel.training.canonical import TENSORS, open_source
+from megatron_pixel.training.feeding import Prepared
 from megatron_pixel.training.loop import Trainer
 from tests.distributed.harness import run_ranks
 from tests.distributed.tiny_run import Line, lines, tiny, train
@@ -64,8 +65,8 @@ class rows_to:  # noqa: N801 (reads as the function that it would be)
         self.rows, self.original = rows, Trainer.step
 
     def __enter__(self) -> None:
-        def step(trainer: Trainer, number: int, batches: Sequence[MicroBatch]) -> Any:
-            mine = [row for batch in batches for row in batch.rows]
+        def step(trainer: Trainer, number: int, batches: Sequence[Prepared]) -> Any:
+            mine = [row for item in batches for row in item.batch.rows.rows]
             self.rows[number] = sorted(row for part in trainer.mesh.gather(mine) for row in part)
             return self.original(trainer, number, batches)
 
