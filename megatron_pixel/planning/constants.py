@@ -22,7 +22,7 @@ class Constants:
     attention: float = 0.3
     """How fast the two products of attention are beside the others."""
     traffic: float = 9.5
-    """How often a byte kept for the backward pass is moved: written once and read a few times in both passes."""
+    """How often a byte between two operations of a layer is moved: written once, read a few times in both passes."""
     node: float = 1.0
     """Share of the links of a node that rings reach."""
     network: float = 0.76

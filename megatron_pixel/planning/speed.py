@@ -12,9 +12,9 @@
     ring        = factor x bytes x (n - 1) / n / rate + messages x latency,   factor 2 for an all-reduce, else 1
 
 ``products`` counts matrix products, recomputed ones included; ``other`` the memory traffic of all other operations:
-each byte that is kept for the backward pass is taken to be moved ``traffic`` times. Names of constants are those of
-:class:`megatron_pixel.planning.constants.Constants`. The rate of a ring is the device's
-link inside a node; between nodes its network, times the ranks of the group on a node, as they share adapters.
+each byte between two operations of the forward pass is taken to be moved ``traffic`` times. Names of constants are
+those of :class:`megatron_pixel.planning.constants.Constants`. The rate of a ring is the device's link inside a node;
+between nodes its network, times the ranks of the group on a node, as they share adapters.
 """
 
 from collections import Counter
@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_pixel.data.rows import Kind
-from megatron_pixel.planning.activations import layer_bytes
 from megatron_pixel.planning.communication import Traffic, group_size, traffic
 from megatron_pixel.planning.constants import LATENCY, Constants
 from megatron_pixel.planning.devices import Device
@@ -122,7 +121,7 @@ def micro_batch_seconds(setting: Setting, device: Device, pipe: int, kind: Kind,
     """Forward and backward pass of a micro-batch on a pipeline rank by the roofline, without communication."""
     rate = device.peak(setting.bf16) * (constants.efficiency or device.efficiency)
     done = products(setting, pipe, kind, setting.full_targets[kind], constants.attention)
-    moved = constants.traffic * kept_bytes(setting, pipe) + logits_bytes(setting, pipe, kind)
+    moved = constants.traffic * touched_bytes(setting, pipe) + logits_bytes(setting, pipe, kind)
     return max(done / rate + moved / device.bandwidth, constants.launch * len(setting.layers(pipe)))
 
 
@@ -178,11 +177,19 @@ def products(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int], 
     return total
 
 
-def kept_bytes(setting: Setting, pipe: int) -> float:
-    """Bytes that the layers of a rank keep of a micro-batch; computing a layer again makes a third of them again."""
+def touched_bytes(setting: Setting, pipe: int) -> float:
+    """Bytes of the tensors between the operations of a rank's layers, each once; computing again makes a third again.
+
+    They are those of PyTorch's own operations, one kernel each: what ``traffic`` was fitted on. What a micro-batch
+    keeps (``activations.py``) is less, where operations are fused.
+    """
+    model, w, t = setting.model, setting.width, setting.tensor
+    h, k = model.hidden, model.kv_heads * (model.hidden // model.heads)
+    norms = 2 * (2 * w * h / (t if setting.sequence_parallel else 1) + 4)
+    attention = w * (3 * h + 3 * k) / t + 4 * w * h / model.heads + 4 * model.heads / t
     layers = setting.layers(pipe)
     again = sum(1 for layer in layers if layer in setting.recompute)
-    return layer_bytes(setting) * (len(layers) + again / 3)
+    return setting.positions * (norms + attention + 5 * w * model.ffn / t) * (len(layers) + again / 3)
 
 
 def logits_bytes(setting: Setting, pipe: int, kind: Kind) -> float:
