@@ -21,7 +21,7 @@ from megatron_pixel.training.guards import GuardError
 from megatron_pixel.training.run import Run
 from megatron_pixel.training.watchdog import SUMMARY, Watchdog
 from tests.distributed.harness import sign_of_life, use_store
-from tests.distributed.layouts import _forget_zero_3
+from tests.distributed.layouts import forget_zero_3
 from tests.distributed.tiny_run import lines, tiny
 
 LAYOUTS: dict[str, list[str]] = {
@@ -46,7 +46,7 @@ def everything(folder: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in LAYOUTS:
         use_store(next(stores))
-        _forget_zero_3()
+        forget_zero_3()
         root = Path(folder) / name.replace(" ", "_")
         with mesh(config(root, name).parallel) as here:
             found[name] = {
@@ -63,7 +63,7 @@ def everything(folder: str) -> dict[str, dict[str, Any]]:
 
 def config(folder: Path, name: str, *words: str) -> Any:
     sign_of_life()
-    _forget_zero_3()
+    forget_zero_3()
     return tiny(folder, *WORDS, *LAYOUTS[name], *words)
 
 

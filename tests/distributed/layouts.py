@@ -7,10 +7,10 @@ another; each case is a whole run (recipe, data, engine, evaluation), only witho
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import numpy as np
@@ -25,22 +25,31 @@ from tests.distributed.cases import Case, Layout, Share
 from tests.distributed.harness import sign_of_life, use_store
 from tests.distributed.tiny_run import lines
 
+Found = TypeVar("Found")
 LINEAR = F.linear
 
 
 def work(folder: str, phases: Sequence[Sequence[Sequence[Case]]]) -> dict[Case, Share]:
-    """What this rank finds in all of its cases.
+    """What this rank finds in all of its cases; see :func:`in_worlds`."""
+    return in_worlds(folder, phases, _run)
+
+
+def in_worlds(
+    folder: str, phases: Sequence[Sequence[Sequence[Case]]], run: Callable[[Case, Path, Mesh], Found]
+) -> dict[Case, Found]:
+    """Take cases in worlds of ranks; what this rank finds in all of its own.
 
     It takes a store for each layout of each world.
 
     Args:
         folder: for the runs.
         phases: for each phase the cases of every world; worlds of a phase are of one size.
+        run: takes a case on the mesh of its layout.
     """
     silence_libraries()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     stores = itertools.count()
-    found: dict[Case, Share] = {}
+    found: dict[Case, Found] = {}
     for worlds in phases:
         number, place = divmod(rank, size // len(worlds))
         # All ranks count the stores of all worlds.
@@ -49,7 +58,10 @@ def work(folder: str, phases: Sequence[Sequence[Sequence[Case]]]) -> dict[Case, 
             for store, cases in groups[number]:
                 use_store(store)
                 with mesh(cases[0].config(Path(folder)).parallel) as here:
-                    found |= {case: _run(case, Path(folder), here) for case in cases}
+                    for case in cases:
+                        sign_of_life()
+                        forget_zero_3()
+                        found[case] = run(case, Path(folder), here)
     return found
 
 
@@ -73,9 +85,7 @@ def _ranks(rank: int, size: int) -> Iterator[None]:
 
 
 def _run(case: Case, folder: Path, here: Mesh) -> Share:
-    sign_of_life()
     config = case.config(folder)
-    _forget_zero_3()
     with Run(config, here) as run:
         run._save = lambda step: None  # type: ignore[method-assign]
         if case.padding:
@@ -91,7 +101,7 @@ def _run(case: Case, folder: Path, here: Mesh) -> Share:
     return Share((here.tensor_rank, here.pipe_rank, here.data_rank), written, weights, split)
 
 
-def _forget_zero_3() -> None:
+def forget_zero_3() -> None:
     """Undo what ZeRO 3 leaves behind in a process, as the ranks of a world have been in others before.
 
     It numbers parameters and modules through the life of the process and compares the numbers between ranks; and it
@@ -107,7 +117,7 @@ def _pad_rows(reader: Any, positions: int) -> None:
 
     def padded(*args: int) -> MicroBatch:
         rows = original(*args)
-        empty = {"tokens": 0, "modality": 0, "position_ids": 0, "segment_ids": -1, "patches": 255}
+        empty = {"tokens": 0, "modality": 0, "position_ids": 1, "segment_ids": -1, "patches": 255}
         wider = {
             name: np.pad(value, [(0, 0), (0, positions)] + [(0, 0)] * (value.ndim - 2), constant_values=empty[name])
             for name in empty

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,15 +14,13 @@ from torch.distributed import ProcessGroup
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from megatron_pixel.model.layers import DecoderLayer
-from megatron_pixel.parallel.mesh import Mesh, mesh
+from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.parallel.partitions import Partitions
-from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.parallel.sharding import MOMENTS
 from megatron_pixel.training.loop import Trainer
 from megatron_pixel.training.run import Run
 from tests.distributed.cases import Case
-from tests.distributed.harness import sign_of_life, use_store
-from tests.distributed.layouts import _by_layout, _forget_zero_3, _ranks
+from tests.distributed.layouts import in_worlds
 from tests.planning.findings import Sent, Watched
 
 STEPS = 3
@@ -45,36 +42,21 @@ MARK, STEP = "group of ", "all micro-batches"
 
 def work(folder: str, phases: Sequence[Sequence[Sequence[Case]]]) -> dict[Case, Watched]:
     """What this rank finds in all of its cases; phases and worlds as in ``tests/distributed/layouts.py``."""
-    silence_libraries()
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    stores = itertools.count()
-    found: dict[Case, Watched] = {}
-    for worlds in phases:
-        number, place = divmod(rank, size // len(worlds))
-        groups = [[(next(stores), cases) for cases in _by_layout(world)] for world in worlds]
-        with _ranks(place, size // len(worlds)):
-            for store, cases in groups[number]:
-                use_store(store)
-                with mesh(cases[0].config(Path(folder)).parallel) as here:
-                    found |= {case: watch(case, Path(folder), here) for case in cases}
-    return found
+    return in_worlds(folder, phases, watch)
 
 
 def watch(case: Case, folder: Path, here: Mesh) -> Watched:
     """Train, and watch the last step."""
-    sign_of_life()
     config = case.config(folder)
-    _forget_zero_3()
     found = Watched((here.tensor_rank, here.pipe_rank, here.data_rank))
     original = Trainer.step
 
     def step(trainer: Trainer, number: int, batches: Sequence[Any]) -> Any:
         if number < STEPS:
             return original(trainer, number, batches)
-        for batch in batches:
-            counts = batch.count_targets(config.loss.end_patch)
-            found.kinds.append(batch.kind)
-            found.targets.append((counts.tokens, counts.patches))
+        for item in batches:
+            found.kinds.append(item.batch.kind)
+            found.targets.append((item.tally.tokens, item.tally.patches))
         stack.enter_context(marked_groups())
         stack.enter_context(gradients_of(trainer, len(batches), found))
         stack.enter_context(marked_step(trainer))
