@@ -13,7 +13,13 @@ SEED = 1
 """The first kill that it draws is that of rank 1 while a checkpoint is being written."""
 
 
-def test_a_kill_in_a_save_costs_no_row_and_changes_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+SHORTER = ["--training.steps=10", "--training.global_batch_rows=10", "--checkpoint.every=3"]
+
+
+def test_a_kill_in_a_save_costs_no_row_and_changes_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(faults, "SETTINGS", [*faults.SETTINGS, *SHORTER])
     words = ["--kills", "1", "--forms", FORM, "--seed", str(SEED), "--folder", str(tmp_path / "work")]
     assert faults.main([*words, "--json", str(tmp_path / "faults.json")]) == 0
     found = json.loads((tmp_path / "faults.json").read_text())
