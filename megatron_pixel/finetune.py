@@ -25,8 +25,7 @@ def main() -> None:
         from megatron_pixel.parallel.mesh import mesh
         from megatron_pixel.training.guards import StopSignals
 
-        with mesh(ParallelConfig()) as here:
-            run = FinetuningRun(config, here)
+        with mesh(ParallelConfig()) as here, FinetuningRun(config, here) as run:
             signals = StopSignals()
             try:
                 run.train(signals)

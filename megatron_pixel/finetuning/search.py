@@ -231,8 +231,8 @@ def _run_point(point: Point, folder: Path, mesh: "Mesh") -> tuple[str, str]:
             return "busy", ""
         signals = StopSignals()
         try:
-            run = FinetuningRun(point.config(folder), mesh, lambda line: print(line, file=log, flush=True))
-            result = run.train(signals)
+            with FinetuningRun(point.config(folder), mesh, lambda line: print(line, file=log, flush=True)) as run:
+                result = run.train(signals)
         except UserError as error:
             (folder / FAILURE).write_text(f"{error}\n", encoding="utf-8")
             return "failed", str(error)

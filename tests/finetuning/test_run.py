@@ -1,6 +1,8 @@
 """Whole runs: what they learn, what they leave behind, what they refuse."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +153,14 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         FinetuningRun(load(None, settings(place, system, modality, place / "refused", *words)), one_process)
+
+
+def test_a_run_that_is_closed_leaves_no_model_behind(place: Path, one_process: Mesh, tmp_path: Path) -> None:
+    """A worker of a search trains one after the other."""
+    words = settings(place, "dualgpt", "text", tmp_path, "--training.steps", "1", "--stopping.every", "1")
+    with FinetuningRun(load(None, words), one_process, lambda _: None) as run:
+        run.train()
+        kept = [weakref.ref(part) for part in (run._engine.module, run._engine.optimizer)]
+    del run
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
