@@ -102,6 +102,11 @@ class ErniePixelModel(LlamaModel):
         return super().forward(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
 
+def carried(outputs: BaseModelOutputWithPast) -> dict[str, Any]:
+    """What the decoder's output hands on to the output of a head."""
+    return {name: getattr(outputs, name) for name in ("past_key_values", "hidden_states", "attentions")}
+
+
 @dataclass
 class ErniePixelCausalLMOutputWithPast(ModelOutput):
     """``logits`` are those of the tokens where there are tokens, else the predicted patches."""
@@ -161,9 +166,7 @@ class ErniePixelForCausalLM(ErniePixelPreTrainedModel, GenerationMixin):
             logits=logits_token if logits_token is not None else logits_pixel,
             logits_token=logits_token,
             logits_pixel=logits_pixel,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **carried(outputs),
         )
 
 
@@ -201,7 +204,5 @@ class ErniePixelForSequenceClassification(ErniePixelPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **carried(outputs),
         )

@@ -99,6 +99,18 @@ def test_the_nucleus_is_the_fewest_likeliest(top_p: float, kept: list[int]) -> N
     assert torch.equal(found[found > 0], probabilities[found > 0])
 
 
+def test_only_the_nucleus_is_drawn_from() -> None:
+    """At half the temperature two of four tokens make 0.9: they are drawn by their own shares, the others never."""
+    probabilities = torch.tensor([0.05, 0.5, 0.15, 0.3])
+    logits = probabilities.log().repeat(20_000, 1)
+    drawn = Sampler(Sampling(0.5, top_p=0.9, seed=3), torch.device("cpu"))(logits)
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    squares = torch.tensor([0.0, 0.5**2, 0.0, 0.3**2])
+    assert (0.5**2 + 0.3**2) / probabilities.square().sum() > 0.9
+    assert shares[0] == shares[2] == 0
+    torch.testing.assert_close(shares, squares / squares.sum(), atol=0.015, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [(Sampling(-1.0), "--temperature"), (Sampling(1.0, 0.0), "--top-p"), (Sampling(1.0, 1.1), "--top-p")],

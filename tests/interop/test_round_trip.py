@@ -45,9 +45,22 @@ def test_every_bit_comes_back(dtype: str, exported: Path, tmp_path: Path) -> Non
     to_hf(open_any(checkpoint), tmp_path / "back", ExportOptions())
     back = tensors(tmp_path / "back")
     assert set(back) == set(theirs)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == str(DTYPES[dtype])[6:]
     for name, tensor in theirs.items():
         assert back[name].dtype == DTYPES[dtype]
         assert torch.equal(bits(back[name]), bits(tensor)), name
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_another_precision_on_request(dtype: str, run: Path, tmp_path: Path) -> None:
+    to_hf(open_any(run), tmp_path / "out", ExportOptions(dtype=dtype, shard_bytes=40_000))
+    found, full = tensors(tmp_path / "out"), full_tensors(SMALL)["fp32"]
+    assert {t.dtype for t in found.values()} == {DTYPES[dtype]}
+    assert torch.equal(found["model.embed_tokens.weight"], full["0.tokens.weight"].to(DTYPES[dtype]))
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in found.values())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["torch_dtype"] == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
 
 
 def test_the_way_back_gives_our_own_tensors(exported: Path, tmp_path: Path) -> None:

@@ -174,6 +174,16 @@ def test_plain_llama_comes_in(tied: bool, tmp_path: Path) -> None:
     assert weight.std().item() == pytest.approx(np.sqrt(2 / (SMALL.hidden + 768)), rel=0.1)
 
 
+def test_a_head_that_is_missing_is_the_embedding_only_where_the_config_says_so(tmp_path: Path) -> None:
+    llama(tied=True).save_pretrained(tmp_path / "llama")
+    config = json.loads((tmp_path / "llama" / "config.json").read_text())
+    source = open_released(tmp_path / "llama")
+    assert torch.equal(source.read("4.heads.token.linear.weight", "fp32"), source.read("0.tokens.weight", "fp32"))
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match=r"lm_head.weight \[300, 32\]: missing"):
+        open_released(tmp_path / "llama")
+
+
 def test_textgpt_goes_out_as_plain_llama(run: Path, tmp_path: Path) -> None:
     to_hf(open_any(run), tmp_path / "out", ExportOptions(layout="llama"))
     assert not (tmp_path / "out" / "modeling_ernie_pixel.py").exists()
