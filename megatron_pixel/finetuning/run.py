@@ -121,8 +121,10 @@ class FinetuningRun:
     def __enter__(self) -> "FinetuningRun":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error among several ranks the device may wait for the others in an operation that never ends.
+        if kind is None or self._mesh.world_size == 1:
+            self.close()
 
     def _keep(self, step: int, scores: Scores) -> None:
         """Write the weights as the best so far."""
