@@ -23,7 +23,7 @@ def test_a_kill_in_a_save_costs_no_row_and_changes_no_loss(
     words = ["--kills", "1", "--forms", FORM, "--seed", str(SEED), "--folder", str(tmp_path / "work")]
     assert faults.main([*words, "--json", str(tmp_path / "faults.json")]) == 0
     found = json.loads((tmp_path / "faults.json").read_text())
-    assert found["kills"] == 1
+    assert found["kills"] == 1, "a kill counts when the supervisor has named the rank and its process"
     assert 0 < found["longest_seconds_to_end"] < 30
     form = found["forms"][FORM]
     assert (form["ranks"], form["runs"], form["saving"], form["restarts"]) == (2, 1, 1, 1)
