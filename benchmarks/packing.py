@@ -4,12 +4,12 @@
     python benchmarks/packing.py
     python benchmarks/packing.py --rounds 3 --json packing.json
 
-A corpus of short documents is made of presidential messages: the r-th longest of 2,000 has 3,000 / r^0.3 characters, so
-most have a few hundred. Of it come datasets of pages, pairs and text, and plans of the first two (``data_tools/pack.py``).
+A corpus of short documents is made of presidential messages: the r-th longest of 2,000 has 3,000 / r^0.3 characters,
+so most have a few hundred. Of it come datasets of pages, pairs and text, with plans of the first two (``pack.py``).
 Forward and backward passes of the model of the CPU's benchmarks (4 layers of the paper's width, fp32) take turns over
-rows of 1,024 positions: a document a row, and packed. Targets a second are those of a row, mean over the whole dataset,
-by the time of a row, median over rounds. Text rows are full either way; there the ratio is the time that documents save
-which do not see each other.
+rows of 1,024 positions: a document a row, and packed. Targets a second are those of a row, mean over the whole
+dataset, by the time of a row, median over rounds. Text rows are full either way; there the ratio is the time that
+documents save which do not see each other.
 
 Takes about 5 minutes on 2 cores.
 """

@@ -17,7 +17,6 @@ class Pages(Protocol):
     num_rows: int
     seq_length: int
     patch_values: int
-    note: str
 
     def piece(self, index: int, row: Row, start: int) -> Piece:
         """Write the patches of a page from position ``start`` of ``row`` on; returns what else stands there."""
@@ -34,7 +33,9 @@ class PackedSource:
 
     def __init__(self, pages: Pages, plan: PackingPlan) -> None:
         self._pages, self._plan = pages, plan
-        self.name, self.kind, self.manifest, self.note = pages.name, pages.kind, pages.manifest, pages.note
+        self.name, self.kind, self.manifest = pages.name, pages.kind, pages.manifest
+        facts = plan.facts
+        self.note = f"{self.name}: {facts.pages:,} packed into {facts.rows:,} rows, {facts.fill:.0%} full"
         self.identity = f"{pages.name}@{plan.identity[:12]}"
         self.num_rows = len(plan)
         # As many bytes of the file as a block of single pages.
