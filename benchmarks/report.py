@@ -19,13 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import report_tables, scaling_tables
+from benchmarks import report_tables, scaling_tables, training_tables
 from benchmarks.report_tables import Result
 from benchmarks.result_file import RESULTS
 from megatron_pixel.config.errors import UserError, exit_on_user_error
 
 PAGES = [ROOT / "docs" / "performance.md", ROOT / "docs" / "scaling.md"]
-TABLES = {**report_tables.TABLES, **scaling_tables.TABLES}
+TABLES = {**report_tables.TABLES, **scaling_tables.TABLES, **training_tables.TABLES}
 
 
 def main(words: Sequence[str]) -> int:
@@ -61,7 +61,8 @@ def fill(page: str, results: Mapping[str, Result]) -> str:
         if name not in TABLES:
             raise UserError(f"a page shows {name}, which is no table; there are {', '.join(TABLES)}")
         if name not in results:
-            return f"<!-- result: {name} -->\n\nNot measured: there is no `results/{name}.json`.\n\n<!-- end -->"
+            absent = training_tables.ABSENT.get(name, f"Not measured: there is no `results/{name}.json`.")
+            return f"<!-- result: {name} -->\n\n{absent}\n\n<!-- end -->"
         try:
             body = TABLES[name](results[name])
         except (KeyError, TypeError) as error:

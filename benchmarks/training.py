@@ -23,7 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +89,13 @@ def main(words: Sequence[str]) -> None:
     arguments.accumulation = arguments.accumulation or (4 if cuda else 2)
     arguments.peers = ["hf", *(["megatron_core"] if cuda else [])] if arguments.peers is None else arguments.peers
     print(FORMULA, flush=True)
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, Any] = {}
     for number, precision in enumerate(precisions):
         left = begin + 60 * arguments.minutes - time.monotonic()
-        found[precision] = measure(arguments, precision, cuda, left / (len(precisions) - number))
-    first = found.pop(precisions[0])
-    result_file.write(arguments.json, {**first, **found}, ("torch", "deepspeed", "megatron-core", "transformers"))
+        found = measure(arguments, precision, cuda, left / (len(precisions) - number))
+        figures |= found if not number else {precision: found}
+        # Written each time: a run that is ended keeps what it has.
+        result_file.write(arguments.json, figures, ("torch", "deepspeed", "megatron-core", "transformers"))
 
 
 def config_of(
@@ -147,7 +149,8 @@ def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: 
         clock = time.process_time if arguments.clock == "processor" else time.perf_counter
         rounds = Rounds(sides, ours, config.model, config.loss.end_patch, here, say, clock)
         ceilings = ceilings_of(arguments, config, here)
-        rounds.warm_up(arguments.kinds)
+        # A step of the mix is long, and of rows that are warm by then.
+        rounds.warm_up([kind for kind in arguments.kinds if kind != "mix"] or arguments.kinds)
         while True:
             started = time.monotonic()
             rounds.take(arguments.kinds)
@@ -176,13 +179,13 @@ def build_sides(
     from benchmarks.training_run import MeasuredRun
 
     sides, skipped = [], {}
-    names = list(VARIANTS) if arguments.variants == ["all"] else arguments.variants
-    for name in ["ours", *names]:
+    asked = [name for word in arguments.variants for name in (VARIANTS if word == "all" else [word])]
+    for name in ["ours", *asked]:
         memory = MemoryOfOne(here.device)
         try:
             extra = [] if name == "ours" else settings_of(name, arguments.rows)
             other = config_of(arguments, precision, cuda, extra, str(folder / name))
-            with memory.building():
+            with memory.building(), redirect_stdout(StringIO()):  # DeepSpeed tells the memory of each of its groups
                 run = MeasuredRun(other, here, arguments.accumulation)
         except Exception as error:
             if name == "ours":
@@ -194,7 +197,7 @@ def build_sides(
         sides.append(Side(name, run, memory))
     for name in arguments.peers:
         memory = MemoryOfOne(here.device)
-        with memory.building():
+        with memory.building(), redirect_stdout(StringIO()):
             peer = Peer(PEERS[name](config.model), config, sides[0].runner.readers, here)
         sides.append(Side(name, peer, memory))
     return sides, skipped
@@ -241,13 +244,14 @@ def figures_of(
             if name not in side.seconds:
                 continue
             found = ratio(ours.rates(name), side.rates(name))
-            if side.name in ("hf", "megatron_core"):
+            peer = side.name in ("hf", "megatron_core")
+            if peer:
                 here_figures[f"ratio_to_{side.name}"] = found["median"]
                 here_figures[f"ratio_to_{side.name}_range"] = [found["least"], found["most"]]
             theirs = reached(side, name, side.runner.readers[name].mixture.micro_batch_rows, peak)
             theirs["peak_memory_gb"] = side.memory.peak / 1e9
             theirs["ratio_to_ours"] = 1 / found["median"]
-            here_figures.setdefault("others", {})[side.name] = theirs
+            here_figures.setdefault("peers" if peer else "variants", {})[side.name] = theirs
         figures[name] = here_figures
     mfus = [figures[name]["mfu"] for name in arguments.kinds if figures[name]["mfu"] is not None]
     figures["mfu"] = figures.get("text", {}).get("mfu") if mfus else None
@@ -290,7 +294,7 @@ def show(figures: dict[str, Any], kinds: Sequence[str]) -> None:
           f"{'ours by it':>12}   data/forward/backward/optimizer s")  # fmt: skip
     for name in kinds:
         mine = figures[name]
-        for who, its in [("ours", mine), *mine.get("others", {}).items()]:
+        for who, its in [("ours", mine), *mine.get("variants", {}).items(), *mine.get("peers", {}).items()]:
             mfu = f"{its['mfu']:.1%}" if its["mfu"] else "-"
             share = f"{its['tflops'] / mine['ceiling_tflops']:.1%}" if "ceiling_tflops" in mine else "-"
             by = "" if who == "ours" else f"{1 / its['ratio_to_ours']:.3f}"

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,25 +38,22 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -
     return statistics.median(found[1:])
 
 
-def products(model: ModelConfig, rows: int, kind: str) -> dict[Product, int]:
+def products(model: ModelConfig, rows: int, kind: str) -> Counter[Product]:
     """The products of the forward pass over a micro-batch, and how often each occurs.
 
     Heads run at full rows of targets; a pair row counts as half patches, half tokens.
     """
     n, h, f = rows * model.seq_length, model.hidden, model.ffn
     values = model.patch_size**2 * model.num_channels
-    found = {
-        (n, h, h + 2 * h * model.kv_heads // model.heads): model.layers,
-        (n, h, h): model.layers,
-        (n, h, 2 * f): model.layers,
-        (n, f, h): model.layers,
-    }
+    found: Counter[Product] = Counter()
+    for product in ((n, h, h + 2 * h * model.kv_heads // model.heads), (n, h, h), (n, h, 2 * f), (n, f, h)):
+        found[product] += model.layers
     tokens = {"text": n, "pixel": 0, "pair": n // 2}[kind]
     if tokens:
-        found[tokens, h, model.vocab_size] = 1
+        found[tokens, h, model.vocab_size] += 1
     if n - tokens:
-        found[n - tokens, values, h] = 1
-        found[n - tokens, h, values] = 1
+        found[n - tokens, values, h] += 1
+        found[n - tokens, h, values] += 1
     return found
 
 

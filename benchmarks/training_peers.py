@@ -7,7 +7,6 @@ of our run, from the same functions.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from benchmarks.training_run import accumulate, rows_of
 from megatron_pixel.config.schema import ModelConfig, RunConfig
 from megatron_pixel.data.mixture import MixtureReader
 from megatron_pixel.data.rows import Kind, MicroBatch, target_masks
-from megatron_pixel.model.batch import move
 from megatron_pixel.parallel.clock import Clock
 from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
 from megatron_pixel.parallel.engine import build_engine, merged_config
@@ -35,7 +33,7 @@ class PeerModel(nn.Module, ABC):
     """Measurements that it can take part in."""
 
     @abstractmethod
-    def inputs(self, rows: MicroBatch, end_patch: bool) -> dict[str, Any]:
+    def inputs(self, rows: MicroBatch, end_patch: bool) -> dict[str, Tensor]:
         """Arguments of ``forward``: tensors on the host."""
 
 
@@ -72,9 +70,9 @@ class HuggingFace(PeerModel):
         self.norm = nn.LayerNorm(model.hidden, eps=1e-5)
         self.pixel_head = nn.Linear(model.hidden, values, bias=False)
 
-    def inputs(self, rows: MicroBatch, end_patch: bool) -> dict[str, Any]:
+    def inputs(self, rows: MicroBatch, end_patch: bool) -> dict[str, Tensor]:
         tokens, patches = target_masks(rows.modality, rows.segment_ids, end_patch)
-        found: dict[str, Any] = {}
+        found: dict[str, Tensor] = {}
         if rows.kind == Kind.TEXT:
             following = np.full_like(rows.tokens, IGNORED)
             following[:, :-1] = np.where(tokens[:, :-1], rows.tokens[:, 1:], IGNORED)
@@ -161,7 +159,7 @@ class MegatronCore(PeerModel):
             rotary_base=int(model.rope_theta),
         )
 
-    def inputs(self, rows: MicroBatch, end_patch: bool) -> dict[str, Any]:
+    def inputs(self, rows: MicroBatch, end_patch: bool) -> dict[str, Tensor]:
         tokens, _ = target_masks(rows.modality, rows.segment_ids, end_patch)
         following = np.zeros_like(rows.tokens)
         following[:, :-1] = rows.tokens[:, 1:]
@@ -194,7 +192,7 @@ class Peer:
         self.kinds = network.kinds
         self.readers = readers
         self._steps = dict.fromkeys(readers, 0)
-        self._batches: list[MicroBatch] = []
+        self._batches: list[dict[str, Tensor]] = []
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
         self._end_patch, self._device = config.loss.end_patch, mesh.device
         file, optimizer = DeepSpeedFile(config.deepspeed_config), config.optimizer
@@ -205,19 +203,22 @@ class Peer:
         self._clock = Clock(mesh.device)
 
     def prepare(self, name: str) -> None:
-        """Read the rows of the next step of a kind, as a thread would during the step before."""
+        """Read the rows of the next step of a kind into pinned memory, as a thread would during the step before."""
         self._steps[name] += 1
-        self._batches = rows_of(self.readers[name], self._steps[name])
+        cuda = self._device.type == "cuda"
+        self._batches = []
+        for rows in rows_of(self.readers[name], self._steps[name]):
+            inputs = self._network.inputs(rows, self._end_patch)
+            self._batches.append({key: value.pin_memory() if cuda else value for key, value in inputs.items()})
 
     def take(self, name: str) -> dict[str, float]:
         """The step that is prepared; returns the parts of its time, and its loss."""
         accumulate(self._engine, len(self._batches))
         part = self._clock.part
         losses = []
-        for rows in self._batches:
+        for batch in self._batches:
             with part("data"):
-                given = self._network.inputs(rows, self._end_patch)
-                inputs = {name: move(value, self._device) for name, value in given.items()}
+                inputs = {key: value.to(self._device, non_blocking=True) for key, value in batch.items()}
             with part("forward"):
                 loss = self._engine(**inputs)
             with part("backward"):

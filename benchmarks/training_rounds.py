@@ -12,7 +12,7 @@ from benchmarks.training_run import MeasuredRun, rows_of
 from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.data.mixture import MixtureReader
 from megatron_pixel.parallel.mesh import Mesh
-from megatron_pixel.training.losses import StepCounts
+from megatron_pixel.training.losses import tally
 from megatron_pixel.training.throughput import flops_per_step
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -157,15 +157,18 @@ class Rounds:
         self._say(f"  {f'round {number}' if number else 'warm-up'}  {name:6}{side.name:16}{seconds:9.3f} s")
 
     def _count(self, reader: MixtureReader, step: int) -> Work:
-        batches, mesh, model = rows_of(reader, step), self._mesh, self._model
-        counts = StepCounts(batches, self._run.objectives, self._end_patch, mesh.data_group, mesh.device)
-        tokens, patches = (counts.targets.get(name, 0) for name in ("token", "patch"))
+        batches = rows_of(reader, step)
+        tallies = [tally(batch, self._end_patch) for batch in batches]
+        tokens, patches, positions, shown, attended = (
+            sum(getattr(each, key) for each in tallies)
+            for key in ("tokens", "patches", "positions", "shown", "attended")
+        )
         return Work(
             positions=sum(batch.modality.size for batch in batches),
             targets=tokens + patches,
-            tokens=counts.positions - counts.patches,
-            patches=counts.patches,
-            flops=flops_per_step(model, counts.positions, tokens, patches, counts.patches, counts.attended),
+            tokens=positions - shown,
+            patches=shown,
+            flops=flops_per_step(self._model, positions, tokens, patches, shown, attended),
             micro_batches=len(batches),
         )
 

@@ -56,7 +56,7 @@ class MeasuredRun(Run):
     def __init__(self, config: RunConfig, mesh: Mesh, accumulation: int) -> None:
         super().__init__(config, mesh, StopSignals(()))
         self.readers = readers(config, accumulation)
-        self._steps: dict[str, Iterator[tuple[int, Sequence[MicroBatch]]]] = {}
+        self._steps: dict[str, Iterator[tuple[int, Sequence[Any]]]] = {}
         self._loaders: list[Any] = []
         self._guards = Guards(config.guards, self._folder, mesh)
         self._trainer = Trainer(
@@ -108,12 +108,12 @@ class MeasuredRun(Run):
         )
         return self._records.pop()
 
-    def _rows_of(self, name: str) -> Iterator[tuple[int, Sequence[MicroBatch]]]:
+    def _rows_of(self, name: str) -> Iterator[tuple[int, Sequence[Any]]]:
         """Steps whose rows the run's own loader reads ahead."""
         if name not in self._steps:
             self._reader = self.readers[name]
             self._kinds = self._reader.mixture.schedule(1)
-            self._loaders.append(self._loader())
+            self._loaders.append(self._loader(self._trainer.feeder))
             self._steps[name] = self._numbered(self._loaders[-1])
         return self._steps[name]
 

@@ -1,0 +1,160 @@
+#!/usr/bin/env python
+"""Everything that needs a GPU, in one call of nine minutes: its tests, and the training benchmark in all its variants.
+
+    python benchmarks/gpu.py --collect wheels --python 3.12        # where there is a package index
+    python3 benchmarks/gpu.py --wheels wheels --out results        # on the GPU machine, no network, torch is there
+    python benchmarks/gpu.py                                       # where everything is installed
+    python benchmarks/gpu.py --device cpu --minutes 3              # the way without the GPU, on a tiny model
+
+From the wheels it installs what the machine's Python lacks, into a folder of its own. Then it runs `pytest -m gpu` and
+`benchmarks/training.py --variants all`, each within its share of the time and each kept if the other fails. The folder
+`--out` (default: $OUT, else runs/gpu) gets `training_gpu.json`, written after every precision, `summary.json`, and what
+the programs said. Take the first to `benchmarks/results` and run `python benchmarks/report.py`. Exit status 1:
+something failed; the rest is there.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu_wheels import collect, install
+from megatron_pixel.config.errors import exit_on_user_error
+
+TESTS_SHARE = 0.35
+"""Of the time, at the most: the benchmark takes what is left."""
+CLOSING = 20.0
+"""Seconds kept for a program to end after its own limit."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Collect the wheels, or run what needs the GPU; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--collect", type=Path, metavar="FOLDER", help="fill this folder with wheels, and end")
+    add("--python", default="3.12", metavar="3.N", help="with --collect: Python of the GPU machine (default: 3.12)")
+    add("--without", nargs="*", default=[], metavar="NAME", help="with --collect: packages that the machine has")
+    add("--wheels", type=Path, metavar="FOLDER", help="install from there what is lacking")
+    add("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "runs" / "gpu"), help="folder of the results")
+    add("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: try the way, on a tiny model")
+    add("--minutes", type=float, default=9.0, help="for all of it (default: %(default)s)")
+    add("--only", choices=["tests", "benchmark"], help="one of the two")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the benchmark's runs")
+    arguments = parser.parse_args(words)
+    if arguments.collect is not None:
+        collect(arguments.collect, arguments.python, arguments.without)
+        return 0
+    return run(arguments, time.monotonic())
+
+
+def run(arguments: argparse.Namespace, begin: float) -> int:
+    """Install, test, measure, sum up."""
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1")
+    site = None
+    if arguments.wheels is not None:
+        site = install(arguments.wheels)
+        if site is not None:
+            before = environment.get("PYTHONPATH")
+            environment["PYTHONPATH"] = str(site) if not before else f"{site}{os.pathsep}{before}"
+    summary: dict[str, Any] = {"install_seconds": round(time.monotonic() - begin, 1)}
+    print(f"installed in {summary['install_seconds']:.0f} s", flush=True)
+    try:
+        end = begin + 60 * arguments.minutes
+        if arguments.only != "benchmark":
+            limit = (end - time.monotonic()) * (TESTS_SHARE if arguments.only is None else 1.0)
+            summary["tests"] = run_tests(arguments.device, out, environment, limit)
+            _keep(out, summary)
+        if arguments.only != "tests":
+            summary["benchmark"] = run_benchmark(arguments, out, environment, end - time.monotonic())
+    finally:
+        _keep(out, summary)
+        if site is not None:
+            shutil.rmtree(site, ignore_errors=True)
+    failed = [name for name in ("tests", "benchmark") if summary.get(name, {}).get("status")]
+    print(f"{out}: {'all well' if not failed else ' and '.join(failed) + ' failed, see the logs there'}", flush=True)
+    return int(bool(failed))
+
+
+def run_tests(device: str, out: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
+    """The tests marked ``gpu``; without a device they are collected and skipped, which shows that they import."""
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py") if _is_marked(path))
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--durations=10", *files]
+    result = _logged(command, out / "tests.log", environment | hidden, limit)
+    text = (out / "tests.log").read_text(encoding="utf-8", errors="replace")
+    for word in ("passed", "failed", "skipped", "error"):
+        counts = re.findall(rf"(\d+) {word}", text)
+        result[word] = int(counts[-1]) if counts else 0
+    return result
+
+
+def run_benchmark(
+    arguments: argparse.Namespace, out: Path, environment: dict[str, str], limit: float
+) -> dict[str, Any]:
+    """``training.py`` with all variants."""
+    minutes = max(0.1, (limit - CLOSING) / 60)
+    json_file = out / "training_gpu.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), "--device", arguments.device]
+    command += ["--variants", "all", f"--minutes={minutes:.2f}", "--json", str(json_file)]
+    command += ["--size", "tiny"] if arguments.device == "cpu" else []
+    command += ["--set", *arguments.set] if arguments.set else []
+    json_file.unlink(missing_ok=True)
+    result = _logged(command, out / "training.log", environment, limit + CLOSING)
+    result["written"] = json_file.exists()
+    if not json_file.exists() and not result["status"]:
+        result["status"] = 1
+    return result
+
+
+def _is_marked(path: Path) -> bool:
+    return "pytest.mark.gpu" in path.read_text(encoding="utf-8")
+
+
+def _logged(command: Sequence[str], log: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
+    """Run a program; what it says is shown and kept. Past the limit it is killed, with status 124."""
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    timer = threading.Timer(max(1.0, limit), process.kill)
+    timer.start()
+    assert process.stdout is not None
+    with open(log, "w", encoding="utf-8") as file:
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            print(line, end="", flush=True)
+    status = process.wait()
+    timed_out = time.monotonic() - begin >= limit
+    timer.cancel()
+    return {"status": 124 if timed_out and status else status, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def _keep(out: Path, summary: dict[str, Any]) -> None:
+    part = out / "summary.json.part"
+    part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    part.replace(out / "summary.json")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main(sys.argv[1:]))

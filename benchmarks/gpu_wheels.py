@@ -1,0 +1,148 @@
+"""The folder of wheels that ``gpu.py`` takes to a GPU machine without a network: made, and installed from."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from pathlib import Path
+
+from megatron_pixel.config.errors import UserError
+
+ROOTS = (
+    "megatron-core deepspeed transformers pytest numpy numba uharfbuzz freetype-py regex zstandard pillow psutil "
+    "pyyaml tqdm tensorboard protobuf absl-py"
+).split()
+"""What a run on made-up rows, its peers and the tests of a GPU import, besides torch."""
+LEFT_OUT = {"torch", "grpcio", "hf-xet", "tensorboard-data-server", "werkzeug", "markdown"}
+"""There already, or never imported on the way: a server's parts, and a downloader's."""
+OURS = ("megatron-core", "deepspeed")
+"""Installed in our version in any case; of everything else the machine's own is good enough."""
+MOST = 64 << 20
+"""Bytes that a folder should have at the most, as it travels."""
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_12", "manylinux1")
+
+
+def collect(folder: Path, python: str, without: Sequence[str] = ()) -> None:
+    """Download the wheels, in the versions that are installed here, with what they need; build DeepSpeed's.
+
+    Args:
+        folder: gets them; made if it is not there.
+        python: version of the GPU machine's Python, such as ``3.12``.
+        without: packages that the machine has.
+
+    Raises:
+        UserError: a package is not installed here, or has no wheel for that Python.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    left_out = LEFT_OUT | {normalized(name) for name in without}
+    found = closure(ROOTS, left_out, python)
+    wheels = {normalized(path.name.split("-")[0]): path for path in folder.glob("*.whl")}
+    for name, number in sorted(found.items()):
+        if name in wheels and f"-{number}-" in wheels[name].name:
+            continue
+        if name == "deepspeed":
+            _build(folder, f"deepspeed=={number}")
+        else:
+            _download(folder, f"{name}=={number}", python)
+        print(f"  {name} {number}", flush=True)
+    size = sum(path.stat().st_size for path in folder.glob("*.whl"))
+    print(f"{folder}: {len(list(folder.glob('*.whl')))} wheels, {size / 2**20:.1f} MiB")
+    if size > MOST:
+        largest = sorted(folder.glob("*.whl"), key=lambda path: -path.stat().st_size)[:3]
+        names = ", ".join(f"{path.name.split('-')[0]} {path.stat().st_size / 2**20:.0f} MiB" for path in largest)
+        print(f"that is more than {MOST >> 20} MiB ({names}): leave out what the machine has with --without NAME")
+
+
+def closure(roots: Iterable[str], left_out: Iterable[str], python: str) -> dict[str, str]:
+    """Versions of the installed packages that ``roots`` need, themselves among them, on Linux with some Python.
+
+    Raises:
+        UserError: a root is not installed here.
+    """
+    from packaging.requirements import Requirement
+
+    without = {normalized(name) for name in left_out}
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    found: dict[str, str] = {}
+    waiting = [normalized(name) for name in roots]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in without:
+            continue
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            if name in roots:
+                raise UserError(f"{name} is not installed here: pip install -r requirements-dev.txt") from None
+            continue  # what a marker of another system asks for
+        needs = [Requirement(line) for line in requires(name) or []]
+        waiting += [normalized(n.name) for n in needs if n.marker is None or n.marker.evaluate(environment)]
+    return found
+
+
+def install(folder: Path) -> Path | None:
+    """Put what this Python lacks of a folder's wheels into a new folder for ``PYTHONPATH``.
+
+    Nothing of the machine is changed: its environment may not be ours, nor have room for a virtual one.
+
+    Returns:
+        That folder; None where nothing is lacking.
+
+    Raises:
+        UserError: there are no wheels, or pip refuses one.
+    """
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        raise UserError(
+            f"--wheels {folder}: no wheels in it; make them with python benchmarks/gpu.py --collect {folder}"
+        )
+    names = [path.name.split("-")[:2] for path in wheels]
+    wanted = [f"{name}=={number}" for name, number in names if _lacks(normalized(name), number)]
+    if not wanted:
+        return None
+    target = Path(tempfile.mkdtemp(prefix="site-"))
+    words = ["install", "--no-index", "--find-links", str(folder), "--no-deps", "--no-compile", "--target", str(target)]
+    _pip([*words, *wanted], f"--wheels {folder}")
+    return target
+
+
+def normalized(name: str) -> str:
+    """A package's name as registries compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _lacks(name: str, number: str) -> bool:
+    try:
+        found = distribution(name).version
+    except PackageNotFoundError:
+        return True
+    return name in OURS and found != number
+
+
+def _download(folder: Path, requirement: str, python: str) -> None:
+    platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_x86_64")]
+    words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
+    _pip([*words, "--python-version", python, *platforms, "--dest", str(folder), requirement], "--collect")
+
+
+def _build(folder: Path, requirement: str) -> None:
+    """DeepSpeed comes as source; without operations compiled ahead its wheel is plain Python."""
+    with tempfile.TemporaryDirectory() as work:
+        words = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", work, requirement]
+        _pip(words, "--collect", DS_BUILD_OPS="0")
+        (wheel,) = Path(work).glob("*.whl")
+        if not wheel.name.endswith("-none-any.whl"):
+            raise UserError(f"{wheel.name} is no plain Python wheel: build it where DS_BUILD_OPS is not set to 1")
+        shutil.move(wheel, folder / wheel.name)
+
+
+def _pip(words: Sequence[str], option: str, **environment: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise UserError(f"{option}: pip {words[0]} {words[-1]} failed: {' / '.join(said[-3:])}")

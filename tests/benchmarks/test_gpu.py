@@ -1,0 +1,89 @@
+"""The one call for a GPU: what it takes along, what it installs, and how it ends what runs too long."""
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu, gpu_wheels
+from megatron_pixel.config.errors import UserError
+
+
+def wheel(folder: Path, name: str, number: str) -> None:
+    """One that holds a module and says who it is."""
+    info = f"{name}-{number}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{number}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", f"NUMBER = {number!r}\n")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+
+
+def test_all_that_is_needed_is_taken_along_and_torch_is_not() -> None:
+    found = gpu_wheels.closure(gpu_wheels.ROOTS, gpu_wheels.LEFT_OUT, "3.12")
+    assert {"megatron-core", "deepspeed", "pydantic-core", "tokenizers", "llvmlite", "pluggy"} <= found.keys()
+    assert not found.keys() & {"torch", "grpcio", "triton"}
+    assert "llvmlite" not in gpu_wheels.closure(gpu_wheels.ROOTS, {"numba"}, "3.12")
+    with pytest.raises(UserError, match="no-such-package is not installed here"):
+        gpu_wheels.closure(["no-such-package"], [], "3.12")
+
+
+def test_only_what_is_lacking_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel(tmp_path, "nobody_has_this", "1.0")
+    wheel(tmp_path, "numpy", "0.0.1")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(gpu_wheels, "_pip", lambda words, option: asked.append(list(words)))
+    site = gpu_wheels.install(tmp_path)
+    assert site is not None
+    assert asked[0][-1] == "nobody_has_this==1.0"
+    assert "numpy==0.0.1" not in asked[0]
+    assert {"--no-index", "--no-deps"} <= set(asked[0])
+    wheel(tmp_path, "deepspeed", "0.0.1")  # other than the one here: ours counts
+    gpu_wheels.install(tmp_path)
+    assert "deepspeed==0.0.1" in asked[1]
+    with pytest.raises(UserError, match="no wheels in it"):
+        gpu_wheels.install(tmp_path / "empty")
+
+
+def test_pip_installs_them(tmp_path: Path) -> None:
+    wheel(tmp_path, "nobody_has_this", "1.0")
+    site = gpu_wheels.install(tmp_path)
+    assert site is not None
+    assert (site / "nobody_has_this.py").read_text() == "NUMBER = '1.0'\n"
+
+
+def test_a_program_is_shown_kept_and_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    result = gpu._logged([sys.executable, "-c", "print('well'); raise SystemExit(3)"], log, {}, 30)
+    assert result["status"] == 3
+    assert log.read_text() == "well\n" == capsys.readouterr().out
+    slow = "import time; print('begun', flush=True); time.sleep(60)"
+    result = gpu._logged([sys.executable, "-c", slow], log, {}, 2)
+    assert result["status"] == 124
+    assert result["seconds"] < 20
+    assert log.read_text() == "begun\n"
+
+
+def test_a_failure_of_one_does_not_keep_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def logged(command: list[str], log: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
+        commands.append(command)
+        if "pytest" in command:
+            log.write_text("1 failed, 12 passed, 3 skipped in 9 s\n")
+            return {"status": 1, "seconds": 9.0}
+        Path(command[command.index("--json") + 1]).write_text("{}")
+        return {"status": 0, "seconds": 99.0}
+
+    monkeypatch.setattr(gpu, "_logged", logged)
+    assert gpu.main(["--out", str(tmp_path), "--minutes", "9"]) == 1
+    tests, benchmark = commands
+    assert "tests/gpu/test_training.py" in tests
+    assert "tests/model/test_batch.py" in tests
+    assert benchmark[benchmark.index("--variants") + 1] == "all"
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["tests"] == {"status": 1, "seconds": 9.0, "passed": 12, "failed": 1, "skipped": 3, "error": 0}
+    assert summary["benchmark"] == {"status": 0, "seconds": 99.0, "written": True}

@@ -1,0 +1,194 @@
+"""The peers of the training benchmark are the same model as ours, and its figures follow from what was measured."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import training_tables, training_variants
+from benchmarks.training_ceiling import products
+from benchmarks.training_memory import MemoryOfOne
+from benchmarks.training_peers import HuggingFace, MegatronCore, PeerModel
+from benchmarks.training_rounds import Rounds, Side, Work, ratio, reached
+from megatron_pixel.config.schema import DataConfig, LossConfig, ModelConfig, PairConfig, ParallelConfig, TrainingConfig
+from megatron_pixel.data.mixture import open_training
+from megatron_pixel.data.rows import Kind, MicroBatch
+from megatron_pixel.interop.names import parameters
+from megatron_pixel.model.batch import to_tensors
+from megatron_pixel.model.objectives import losses, pretraining_objectives
+from megatron_pixel.model.stages import build_stages
+from megatron_pixel.parallel.mesh import mesh
+from megatron_pixel.training.throughput import flops_per_step
+
+MODEL = ModelConfig(layers=2, hidden=32, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_length=32, patch_size=4)
+OBJECTIVES = pretraining_objectives(MODEL, LossConfig())
+
+
+@pytest.fixture(scope="module")
+def ours() -> Iterator[nn.Sequential]:
+    with mesh(ParallelConfig()):
+        network = nn.Sequential(*build_stages(MODEL, OBJECTIVES, seed=3))
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in network.parameters():  # norms are ones and biases zeros else
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        yield network
+
+
+def rows_of(kind: Kind) -> MicroBatch:
+    mixture = ":".join("1" if each == kind else "0" for each in Kind)
+    training, pair = TrainingConfig(global_batch_rows=2, micro_batch_rows=2), PairConfig(patches=16, tokens=16)
+    return open_training(DataConfig(mixture=mixture, synthetic=True), MODEL, pair, training, 1).micro_batch(0, 0, 0, 1)
+
+
+def our_loss(network: nn.Sequential, rows: MicroBatch) -> float:
+    batch = to_tensors(rows, OBJECTIVES)
+    with torch.no_grad():
+        terms = losses(network(batch.inputs), batch.labels, OBJECTIVES)
+    return sum(float(term.sum) / term.count for term in terms.values())
+
+
+def peer_loss(peer: PeerModel, rows: MicroBatch) -> float:
+    with torch.no_grad():
+        return float(peer(**peer.inputs(rows, end_patch=True)))
+
+
+def as_hugging_face(network: nn.Sequential) -> HuggingFace:
+    peer, weights = HuggingFace(MODEL), network.state_dict()
+    theirs = dict(peer.llama.named_parameters())
+    with torch.no_grad():
+        for parameter in parameters(MODEL, "llama"):
+            for part in parameter.parts:
+                theirs[part.name].copy_(part.view(weights[parameter.name]).reshape(part.shape))
+        peer.projection.load_state_dict({key: weights[f"0.patches.projection.{key}"] for key in ("weight", "bias")})
+        peer.norm.load_state_dict({key: weights[f"0.patches.norm.{key}"] for key in ("weight", "bias")})
+        peer.pixel_head.weight.copy_(weights[f"{MODEL.layers + 2}.heads.patch.linear.weight"])
+    return peer
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_hugging_face_is_the_same_model(ours: nn.Sequential, kind: Kind) -> None:
+    peer, rows = as_hugging_face(ours), rows_of(kind)
+    assert sum(p.numel() for p in peer.parameters()) == sum(p.numel() for p in ours.parameters())
+    assert peer_loss(peer, rows) == pytest.approx(our_loss(ours, rows), rel=1e-5)
+
+
+def test_megatron_core_is_the_same_model(ours: nn.Sequential, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoTracker:
+        """Its random states are a GPU's; there is no dropout here that would draw."""
+
+        def fork(self) -> Any:
+            return contextlib.nullcontext()
+
+    monkeypatch.setattr("megatron.core.tensor_parallel.get_cuda_rng_tracker", NoTracker)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    hidden = torch.triu(torch.ones(MODEL.seq_length, MODEL.seq_length), diagonal=1).bool()
+    monkeypatch.setattr("megatron.core.fusions.fused_softmax.get_default_causal_mask", lambda _: hidden)
+    peer, weights, rows = MegatronCore(MODEL), ours.state_dict(), rows_of(Kind.TEXT)
+    last = MODEL.layers + 2
+    renamed = {
+        "embedding.word_embeddings.weight": "0.tokens.weight",
+        "decoder.final_layernorm.weight": f"{last - 1}.norm.weight",
+        "output_layer.weight": f"{last}.heads.token.linear.weight",
+    }
+    with torch.no_grad():
+        for name, parameter in peer.gpt.named_parameters():
+            number, _, rest = name.removeprefix("decoder.layers.").partition(".")
+            parameter.copy_(weights[renamed[name] if name in renamed else f"{int(number) + 1}.layer.{rest}"])
+    assert peer_loss(peer, rows) == pytest.approx(our_loss(ours, rows), rel=1e-5)
+
+
+def test_the_ceiling_has_the_products_of_a_step() -> None:
+    """All operations that MFU counts, but attention's."""
+    n = 3 * MODEL.seq_length
+    for kind, tokens in {"text": n, "pixel": 0, "pair": n // 2}.items():
+        operations = sum(6.0 * m * k * w * count for (m, k, w), count in products(MODEL, 3, kind).items())
+        assert operations == flops_per_step(MODEL, n, tokens, n - tokens, n - tokens, attended=0)
+
+
+def test_ratios_are_medians_of_rounds_that_both_took() -> None:
+    assert ratio({1: 2.0, 2: 9.0, 3: 5.0, 4: 1.0}, {1: 1.0, 2: 3.0, 3: 1.0}) == {
+        "median": 3.0,
+        "least": 2.0,
+        "most": 5.0,
+    }
+
+
+class Turns:
+    """Takes note of its turns."""
+
+    kinds: tuple[str, ...] = ("text",)
+    readers: dict[str, Any] = {"text": None}  # noqa: RUF012 - nobody reads rows here
+
+    def __init__(self, name: str, log: list[str], fails: bool = False) -> None:
+        self._name, self._log, self._fails = name, log, fails
+
+    def prepare(self, name: str) -> None:
+        pass
+
+    def take(self, name: str) -> dict[str, float]:
+        if self._fails:
+            raise RuntimeError("no memory\nand more")
+        self._log.append(f"{name} {self._name}")
+        return {"forward_seconds": 0.25, "backward_seconds": 0.5}
+
+
+def test_sides_take_turns_and_one_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    said: list[str] = []
+    sides = [Side(n, Turns(n, log, n == "bad"), MemoryOfOne(torch.device("cpu"))) for n in ("ours", "bad", "hf")]
+    rounds = Rounds.__new__(Rounds)
+    clock = iter(np.arange(0.0, 100.0, 2.0).tolist())
+    vars(rounds).update(
+        sides=sides, rounds=0, head_seconds={}, _steps={}, _run=sides[0].runner, _say=said.append,
+        _clock=lambda: next(clock), _mesh=type("Here", (), {"device": torch.device("cpu")}),
+    )  # fmt: skip
+    monkeypatch.setattr(Rounds, "_time_head", lambda self: None)
+    monkeypatch.setattr(Rounds, "_count", lambda self, reader, step: Work(512, 500, 512, 0, 4e12, 2))
+    for _ in range(2):
+        rounds.take(["text"])
+    assert log == ["text ours", "text hf", "text hf", "text ours"]
+    assert sides[1].failed == "RuntimeError: no memory"
+    assert any("bad: left out from here on: RuntimeError: no memory" in line for line in said)
+    found = reached(sides[0], "text", rows=1, peak=8.0)
+    assert found["positions_per_second"] == 256.0
+    assert found["tflops"] == 2.0
+    assert found["mfu"] == 0.25
+    assert found["micro_batch_seconds"] == 0.375
+
+
+def test_variants_are_settings() -> None:
+    assert training_variants.settings_of("rows_x2", 8) == ["--training.micro_batch_rows=16"]
+    assert training_variants.settings_of("a.b=1, c.d=x", 8) == ["--a.b=1", "--c.d=x"]
+
+
+def test_the_tables_show_what_was_measured() -> None:
+    side = {
+        "rows": 1, "micro_batches": 2, "step_seconds": 2.0, "positions_per_second": 1024.0,
+        "targets_per_second": 1000.0, "tokens_per_second": 1024.0, "patches_per_second": 0.0,
+        "tflops": 0.25, "mfu": None, "peak_memory_gb": 2.5,
+        "split": {"data_seconds": 0.01, "forward_seconds": 0.6, "backward_seconds": 1.2, "optimizer_seconds": 0.19},
+    }  # fmt: skip
+    text = side | {
+        "ratio_to_hf": 1.234,
+        "ratio_to_hf_range": [1.1, 1.3],
+        "share_of_ceiling": 0.75,
+        "peers": {"hf": side},
+    }
+    text["variants"] = {"recompute": side | {"ratio_to_ours": 0.8}}
+    head = {"ratio": 1.04, "text_step_seconds": 2.0, "head_seconds": 0.7, "pixel_step_seconds": 1.25}
+    figures = {
+        "device": "CPU", "precision": "fp32", "rounds": 4, "parameters": 114e6, "text": text,
+        "model": {"layers": 4, "hidden": 1024, "seq_length": 1024}, "text_without_head_over_pixel": head,
+        "variants_left_out": {"fp8": "ModuleNotFoundError: transformer_engine"},
+    }  # fmt: skip
+    page = training_tables.training(figures | {"bf16": figures})
+    assert page.count("**1.23** (1.10 to 1.30)") == 2
+    assert "| text rows, Hugging Face | 2 | 0.01 | 0.6 | 1.2 | 0.19 |" in page
+    assert "| `recompute`, text rows | 1,024 | 1,000 | 0.25 | - | 2.5 | 0.800 |" in page
+    assert "1.04 times as long as the pixel step" in page
+    assert "Left out: `fp8`: ModuleNotFoundError: transformer_engine." in page
