@@ -187,7 +187,9 @@ def test_a_head_that_is_missing_is_the_embedding_only_where_the_config_says_so(t
 def test_textgpt_goes_out_as_plain_llama(run: Path, tmp_path: Path) -> None:
     to_hf(open_any(run), tmp_path / "out", ExportOptions(layout="llama"))
     assert not (tmp_path / "out" / "modeling_ernie_pixel.py").exists()
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["model_type"] == "llama"
+    assert told["tie_word_embeddings"] is False, "some programs would take the embedding for the head"
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert isinstance(theirs, LlamaForCausalLM)
     ours = load(run)
