@@ -29,8 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu_wheels import collect, install
-from megatron_pixel.config.errors import exit_on_user_error
+from benchmarks.gpu_wheels import WheelsError, collect, install
 
 TESTS_SHARE = 0.35
 """Of the time, at the most: the benchmark takes what is left."""
@@ -156,5 +155,7 @@ def _keep(out: Path, summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    try:
         sys.exit(main(sys.argv[1:]))
+    except WheelsError as error:
+        sys.exit(f"error: {error}")

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
 
-from megatron_pixel.config.errors import UserError
-
 ROOTS = (
     "megatron-core deepspeed transformers pytest numpy numba uharfbuzz freetype-py regex zstandard pillow psutil "
     "pyyaml tqdm tensorboard protobuf absl-py"
@@ -26,6 +24,10 @@ MOST = 64 << 20
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_12", "manylinux1")
 
 
+class WheelsError(Exception):
+    """What the user can mend. The package's own UserError is not to be had before anything is installed."""
+
+
 def collect(folder: Path, python: str, without: Sequence[str] = ()) -> None:
     """Download the wheels, in the versions that are installed here, with what they need; build DeepSpeed's.
 
@@ -35,7 +37,7 @@ def collect(folder: Path, python: str, without: Sequence[str] = ()) -> None:
         without: packages that the machine has.
 
     Raises:
-        UserError: a package is not installed here, or has no wheel for that Python.
+        WheelsError: a package is not installed here, or has no wheel for that Python.
     """
     folder.mkdir(parents=True, exist_ok=True)
     left_out = LEFT_OUT | {normalized(name) for name in without}
@@ -61,7 +63,7 @@ def closure(roots: Iterable[str], left_out: Iterable[str], python: str) -> dict[
     """Versions of the installed packages that ``roots`` need, themselves among them, on Linux with some Python.
 
     Raises:
-        UserError: a root is not installed here.
+        WheelsError: a root is not installed here.
     """
     from packaging.requirements import Requirement
 
@@ -77,7 +79,7 @@ def closure(roots: Iterable[str], left_out: Iterable[str], python: str) -> dict[
             found[name] = version(name)
         except PackageNotFoundError:
             if name in roots:
-                raise UserError(f"{name} is not installed here: pip install -r requirements-dev.txt") from None
+                raise WheelsError(f"{name} is not installed here: pip install -r requirements-dev.txt") from None
             continue  # what a marker of another system asks for
         needs = [Requirement(line) for line in requires(name) or []]
         waiting += [normalized(n.name) for n in needs if n.marker is None or n.marker.evaluate(environment)]
@@ -93,11 +95,11 @@ def install(folder: Path) -> Path | None:
         That folder; None where nothing is lacking.
 
     Raises:
-        UserError: there are no wheels, or pip refuses one.
+        WheelsError: there are no wheels, or pip refuses one.
     """
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
-        raise UserError(
+        raise WheelsError(
             f"--wheels {folder}: no wheels in it; make them with python benchmarks/gpu.py --collect {folder}"
         )
     names = [path.name.split("-")[:2] for path in wheels]
@@ -136,7 +138,7 @@ def _build(folder: Path, requirement: str) -> None:
         _pip(words, "--collect", DS_BUILD_OPS="0")
         (wheel,) = Path(work).glob("*.whl")
         if not wheel.name.endswith("-none-any.whl"):
-            raise UserError(f"{wheel.name} is no plain Python wheel: build it where DS_BUILD_OPS is not set to 1")
+            raise WheelsError(f"{wheel.name} is no plain Python wheel: build it where DS_BUILD_OPS is not set to 1")
         shutil.move(wheel, folder / wheel.name)
 
 
@@ -145,4 +147,4 @@ def _pip(words: Sequence[str], option: str, **environment: str) -> None:
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise UserError(f"{option}: pip {words[0]} {words[-1]} failed: {' / '.join(said[-3:])}")
+        raise WheelsError(f"{option}: pip {words[0]} {words[-1]} failed: {' / '.join(said[-3:])}")

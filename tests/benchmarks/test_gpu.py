@@ -1,6 +1,7 @@
 """The one call for a GPU: what it takes along, what it installs, and how it ends what runs too long."""
 
 import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu, gpu_wheels
-from megatron_pixel.config.errors import UserError
 
 
 def wheel(folder: Path, name: str, number: str) -> None:
@@ -27,7 +27,7 @@ def test_all_that_is_needed_is_taken_along_and_torch_is_not() -> None:
     assert {"megatron-core", "deepspeed", "pydantic-core", "tokenizers", "llvmlite", "pluggy"} <= found.keys()
     assert not found.keys() & {"torch", "grpcio", "triton"}
     assert "llvmlite" not in gpu_wheels.closure(gpu_wheels.ROOTS, {"numba"}, "3.12")
-    with pytest.raises(UserError, match="no-such-package is not installed here"):
+    with pytest.raises(gpu_wheels.WheelsError, match="no-such-package is not installed here"):
         gpu_wheels.closure(["no-such-package"], [], "3.12")
 
 
@@ -44,7 +44,7 @@ def test_only_what_is_lacking_is_installed(tmp_path: Path, monkeypatch: pytest.M
     wheel(tmp_path, "deepspeed", "0.0.1")  # other than the one here: ours counts
     gpu_wheels.install(tmp_path)
     assert "deepspeed==0.0.1" in asked[1]
-    with pytest.raises(UserError, match="no wheels in it"):
+    with pytest.raises(gpu_wheels.WheelsError, match="no wheels in it"):
         gpu_wheels.install(tmp_path / "empty")
 
 
@@ -87,3 +87,11 @@ def test_a_failure_of_one_does_not_keep_the_other(tmp_path: Path, monkeypatch: p
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["tests"] == {"status": 1, "seconds": 9.0, "passed": 12, "failed": 1, "skipped": 3, "error": 0}
     assert summary["benchmark"] == {"status": 0, "seconds": 99.0, "written": True}
+
+
+def test_it_starts_where_nothing_is_installed() -> None:
+    """Of the standard library alone: what it needs else, it has yet to install."""
+    command = [sys.executable, "-S", "-E", str(gpu.ROOT / "benchmarks" / "gpu.py"), "--wheels", "no-such-folder"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --wheels no-such-folder: no wheels in it; make them with python benchmarks/")
