@@ -123,7 +123,8 @@ def config_of(
         *extra,
     ]
     recipe = RECIPES / ("dualgpt-tiny.yaml" if tiny else "dualgpt.yaml")
-    micro = load_config(recipe, [*words, "--training.global_batch_rows=10"]).training.micro_batch_rows
+    key = "--training.micro_batch_rows="
+    micro = next(int(word.removeprefix(key)) for word in reversed(words) if word.startswith(key))
     return load_config(recipe, [*words, f"--training.global_batch_rows={5 * micro}"])
 
 
