@@ -19,6 +19,7 @@ from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.model.attention import Documents, MaskKind, SDPACoreAttention, attention_mask
 from megatron_pixel.model.batch import Header, Travelling
 from megatron_pixel.model.seeding import stage_seed
+from megatron_pixel.model.swiglu import swiglu
 
 
 class ColumnParallelLinear(MegatronColumnParallelLinear):
@@ -86,6 +87,7 @@ def transformer_config(
         layernorm_epsilon=model.norm_eps,
         gated_linear_unit=True,
         activation_func=F.silu,
+        use_te_activation_func=True,  # not Transformer Engine's: the one that layer_spec names
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -114,6 +116,7 @@ def layer_spec() -> ModuleSpec:
     mlp = spec.submodules.mlp.submodules
     mlp.linear_fc1 = ColumnParallelLinear
     mlp.linear_fc2 = RowParallelLinear
+    mlp.activation_func = swiglu
     return spec
 
 

@@ -132,7 +132,7 @@ class Trainer:
             with self._execution.clock.named("loss"):
                 terms = losses(outputs, batch.labels, self._objectives)
                 totals.add(batch.kind, terms, batch.rows)
-                value = micro_batch_loss(terms, self._objectives, counts.targets, mesh.data_size, len(batches))
+                value = micro_batch_loss(terms, self._objectives, counts.divisors, mesh.data_size, len(batches))
             contributions.append(value.detach())
             alive.beat(f"backward pass of micro-batch {len(contributions)} of {len(batches)}")
             return value

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -55,9 +56,13 @@ def tally(rows: MicroBatch, end_patch: bool) -> Tally:
 
 
 class StepCounts:
-    """What a step holds over all data-parallel ranks; known before its first forward pass.
+    """What a step holds over all data-parallel ranks, summed before its first forward pass.
+
+    The losses take :attr:`divisors`, which stay on the device; the other attributes are numbers, and the first of them
+    that is asked for waits for the device.
 
     Attributes:
+        divisors: targets by objective and at least 1, as float64 scalars on the device.
         targets: targets by objective.
         positions: positions that hold a token or a patch.
         patches: positions that hold a patch.
@@ -74,17 +79,42 @@ class StepCounts:
         device: torch.device,
     ) -> None:
         local = [sum(column) for column in zip(*map(astuple, tallies), strict=True)]
-        total = torch.tensor(local, dtype=torch.int64, device=device)
-        dist.all_reduce(total, group=group)
-        tokens, patches, self.positions, self.patches, self.attended, self.rows_digest = total.tolist()
-        counts = {Modality.TOKEN: tokens, Modality.PATCH: patches}
-        self.targets = {objective.name: counts[objective.modality] for objective in objectives}
+        self._total = move(torch.tensor(local, dtype=torch.int64), device)
+        dist.all_reduce(self._total, group=group)
+        places = {Modality.TOKEN: 0, Modality.PATCH: 1}
+        self._places = {objective.name: places[objective.modality] for objective in objectives}
+        divisors = self._total.clamp(min=1).double()
+        self.divisors = {name: divisors[place] for name, place in self._places.items()}
+
+    @cached_property
+    def _known(self) -> list[int]:
+        return self._total.tolist()
+
+    @property
+    def targets(self) -> dict[str, int]:
+        return {name: self._known[place] for name, place in self._places.items()}
+
+    @property
+    def positions(self) -> int:
+        return self._known[2]
+
+    @property
+    def patches(self) -> int:
+        return self._known[3]
+
+    @property
+    def attended(self) -> int:
+        return self._known[4]
+
+    @property
+    def rows_digest(self) -> int:
+        return self._known[5]
 
 
 def micro_batch_loss(
     terms: Mapping[str, LossSum],
     objectives: Sequence[Objective],
-    targets: Mapping[str, int],
+    divisors: Mapping[str, Tensor],
     data_parallel: int,
     accumulation: int,
 ) -> torch.Tensor:
@@ -98,7 +128,7 @@ def micro_batch_loss(
     """
     weights = {objective.name: objective.weight for objective in objectives}
     scale = float(data_parallel * accumulation)
-    parts = [term.sum * (weights[name] * scale / max(1, targets[name])) for name, term in terms.items()]
+    parts = [term.sum * (weights[name] * scale / divisors[name]).float() for name, term in terms.items()]
     return torch.stack(parts).sum()
 
 

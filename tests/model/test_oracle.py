@@ -100,7 +100,7 @@ def test_positions_are_taken_from_the_row(small: ModelConfig, network: nn.Sequen
 def test_padding_between_image_and_text_is_not_seen(small: ModelConfig, network: nn.Sequential) -> None:
     _, objectives = build(small)
     batch = batch_of(Kind.PAIR, small, objectives, layout="released")
-    assert batch.inputs.header[1] == 1
+    assert batch.inputs.header[1] == -1
     compare(small, network, batch)
 
 

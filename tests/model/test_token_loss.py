@@ -27,7 +27,7 @@ def expected(hidden: Tensor, weight: Tensor, ids: Tensor, factor: float) -> tupl
     return each.detach(), hidden.grad, weight.grad
 
 
-@pytest.mark.parametrize(("chunk", "cached"), [(2048, 1 << 21), (2048, 4 * V), (5, 1 << 21), (5, V)])
+@pytest.mark.parametrize(("chunk", "cached"), [(2048, 1 << 19), (2048, 4 * V), (5, 1 << 19), (5, V)])
 @pytest.mark.parametrize(
     ("dtype", "close"), [(torch.float32, {"rtol": 1e-5, "atol": 1e-5}), (torch.bfloat16, {"rtol": 0.02, "atol": 0.3})]
 )
@@ -56,9 +56,6 @@ def test_the_split_form_equals_the_whole_one() -> None:
     torch.testing.assert_close(token_loss._losses(whole, ids, True), token_loss._split_losses(split, ids, True))
     torch.testing.assert_close(whole, split)
     torch.testing.assert_close(whole, F.softmax(logits, -1) - F.one_hot(ids, V))
-    untouched = logits.clone()
-    token_loss._split_losses(untouched.double(), ids, False)
-    assert torch.equal(untouched, logits)
 
 
 def test_without_gradients_none_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

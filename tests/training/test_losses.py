@@ -60,10 +60,14 @@ def test_what_has_no_target_is_none(one_process: Mesh) -> None:
     assert (means["loss_token_pair"], means["loss_patch_pixel"], means["loss_patch_pair"]) == (None, None, None)
 
 
+def divisors(tokens: int, patches: int) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(float(n), dtype=torch.float64) for name, n in (("token", tokens), ("patch", patches))}
+
+
 def test_a_micro_batch_is_scaled_so_that_averaging_cancels() -> None:
     token, patch = term(6.0, 3), term(8.0, 4)
     loss = micro_batch_loss(
-        {"token": token, "patch": patch}, OBJECTIVES, {"token": 12, "patch": 16}, data_parallel=2, accumulation=5
+        {"token": token, "patch": patch}, OBJECTIVES, divisors(12, 16), data_parallel=2, accumulation=5
     )
     assert loss.item() == pytest.approx((6 / 12 + 0.5 * 8 / 16) * 10)
     loss.backward()
@@ -73,7 +77,7 @@ def test_a_micro_batch_is_scaled_so_that_averaging_cancels() -> None:
 
 def test_an_objective_without_any_target_still_takes_part() -> None:
     patch = term(0.0, 0)
-    loss = micro_batch_loss({"token": term(6.0, 3), "patch": patch}, OBJECTIVES, {"token": 3, "patch": 0}, 1, 1)
+    loss = micro_batch_loss({"token": term(6.0, 3), "patch": patch}, OBJECTIVES, divisors(3, 1), 1, 1)
     loss.backward()
     assert patch.sum.grad is not None, "ranks that disagree about which parameters have a gradient would hang"
 
