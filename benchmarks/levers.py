@@ -1,0 +1,173 @@
+#!/usr/bin/env python
+"""What each change of the training step gives, on and off in one run.
+
+    python benchmarks/levers.py
+    python benchmarks/levers.py --precision bf16 --repeats 9
+    python benchmarks/levers.py --json benchmarks/results/levers.json
+
+Parts of a step at the paper's width, vocabulary 32,000, one text row: *before* is what megatron-core, torch's autograd
+or torch's default do there, *after* is what stands in this project, or was tried. Both take turns; a ratio is the
+median of before by after, above 1 where the change gains time. Takes four minutes on two cores and 4 GB of memory. With
+OMP_NUM_THREADS=1 and `--clock processor` other work on the machine disturbs little.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import result_file
+from benchmarks.roofline import Timer, Work
+from megatron_pixel.config.errors import exit_on_user_error
+from megatron_pixel.config.schema import LossConfig, ModelConfig, ParallelConfig
+from megatron_pixel.parallel.quiet import silence_libraries
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A change of a part of the step."""
+
+    name: str
+    before: Work
+    after: Work
+    kept: bool
+    keeps: Callable[[Work], int] | None = None
+    """Bytes that the part keeps for its backward pass, where the change is about them."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Measure and show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="default: both")
+    add("--repeats", type=int, default=5, help="the median of so many pairs (default: %(default)s)")
+    add("--parameters", type=int, default=100_000_000, help="of the optimizer's step (default: %(default)s)")
+    add("--clock", choices=["wall", "processor"], default="wall", help="default: %(default)s")
+    result_file.add_json_argument(parser)
+    arguments = parser.parse_args(words)
+    silence_libraries()
+    import torch
+
+    from megatron_pixel.parallel.mesh import mesh
+
+    clock = time.process_time if arguments.clock == "processor" else time.perf_counter
+    figures: dict[str, Any] = {"threads": torch.get_num_threads()}
+    with mesh(ParallelConfig()) as here:
+        timer = Timer(clock, here.device, arguments.repeats)
+        for precision in arguments.precision:
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            figures[precision] = measure(levers(ModelConfig(), dtype, here.device), timer)
+        # Its weights and moments are fp32 in both.
+        figures["optimizer"] = measure([adamw(arguments.parameters, here.device)], timer)
+    result_file.write(arguments.json, figures, ("torch", "megatron-core"))
+
+
+def measure(parts: Iterator[Lever] | list[Lever], timer: Timer) -> dict[str, Any]:
+    """Times of both sides, in turns."""
+    found = {}
+    for lever in parts:
+        pairs = [(timer.once(lever.before), timer.once(lever.after)) for _ in range(timer.repeats + 1)][1:]
+        before, after = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = statistics.median(old / new for old, new in pairs)
+        row = {"before_ms": before, "after_ms": after, "ratio": ratio, "kept": lever.kept}
+        if lever.keeps is not None:
+            row |= {f"{side}_megabytes": lever.keeps(getattr(lever, side)) / 1e6 for side in ("before", "after")}
+        found[lever.name] = row
+        print(f"{lever.name}: {before:.1f} ms before, {after:.1f} ms after, ratio {ratio:.2f}", flush=True)
+    return found
+
+
+def levers(model: ModelConfig, dtype: Any, device: Any) -> Iterator[Lever]:
+    """Those of the forward and backward pass."""
+    import torch
+    import torch.nn.functional as F
+
+    from megatron_pixel.model.objectives import NextToken, pretraining_objectives
+    from megatron_pixel.model.stages import stage_specs
+    from megatron_pixel.model.swiglu import swiglu
+    from megatron_pixel.model.token_loss import linear_cross_entropy
+
+    n, h, f, v = model.seq_length, model.hidden, model.ffn, model.vocab_size
+    heads = stage_specs(model, pretraining_objectives(model, LossConfig()), seed=1)[-1].build().to(device, dtype)
+    linear: Any = heads.heads["token"].linear
+    objective, ids = NextToken(closes=False), torch.randint(0, v, (n,), device=device)
+
+    def random(*shape: int) -> Any:
+        return torch.randn(shape, device=device).to(dtype).requires_grad_()
+
+    hidden, both = random(n, h), random(n, 1, 2 * f)
+    gradient = torch.randn(n, 1, f, device=device).to(dtype)
+
+    def whole() -> None:
+        torch.autograd.grad(objective.loss(linear(hidden), ids).sum(), (hidden, linear.weight))
+
+    def chunks() -> None:
+        torch.autograd.grad(linear_cross_entropy(hidden, linear.weight, ids).sum, (hidden, linear.weight))
+
+    def as_transformers() -> None:
+        logits = F.linear(hidden, linear.weight).float()
+        torch.autograd.grad(F.cross_entropy(logits, ids, reduction="sum"), (hidden, linear.weight))
+
+    yield Lever("token head: whole logits -> chunks, gradients with them", whole, chunks, True, saved)
+    yield Lever("token head: as in transformers -> chunks", as_transformers, chunks, True, saved)
+
+    def plain() -> None:
+        gate, up = both.chunk(2, dim=-1)
+        torch.autograd.grad(F.silu(gate) * up, both, gradient)
+
+    yield Lever(
+        "SwiGLU: autograd -> own backward pass",
+        plain,
+        lambda: torch.autograd.grad(swiglu(both), both, gradient),
+        True,
+        saved,
+    )
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if onednn is not None and device.type == "cpu":
+        x, weight = random(n, h).detach(), random(2 * f, h).detach()
+        yield Lever(
+            "one product: torch.mm -> oneDNN's (private in torch)",
+            lambda: torch.mm(x, weight.t()),
+            lambda: onednn(x, weight, None, "none", [], ""),
+            False,
+        )
+
+
+def adamw(parameters: int, device: Any) -> Lever:
+    """The optimizer's step over one flat buffer, as DeepSpeed gives it."""
+    import torch
+
+    def optimizer(**options: bool) -> Work:
+        buffer = torch.nn.Parameter(torch.randn(parameters, device=device))
+        buffer.grad = torch.randn(parameters, device=device)
+        return torch.optim.AdamW([buffer], lr=1e-4, **options).step
+
+    return Lever("AdamW: torch's default -> fused", optimizer(), optimizer(fused=True), True)
+
+
+def saved(work: Work) -> int:
+    """Bytes that autograd saves while some work runs, each piece of memory once."""
+    import torch
+
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        work()
+    return sum(kept.values())
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(sys.argv[1:])
