@@ -39,12 +39,15 @@ pictures: setup
 
 # Hours on an idle machine; then docs/performance.md is made of what was measured.
 benchmarks: setup
-	@for name in rendering storage dataloader preprocessing preprocessing_kills fidelity clipping strategies faults generation; do \
+	@for name in rendering storage dataloader preprocessing preprocessing_kills fidelity clipping strategies faults generation \
+	    roofline levers; do \
 	  $(PY) benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
 	@$(PY) benchmarks/dataloader.py --mix multilingual --json benchmarks/results/dataloader_multilingual.json
 	@$(PY) benchmarks/converting.py --folder runs/converting --json benchmarks/results/converting.json
 	@$(PY) benchmarks/unnormalising.py $(RUN) --json benchmarks/results/unnormalising.json
 	@$(PY) benchmarks/fuzz.py --strings 100000 --json benchmarks/results/fuzz.json
+	@$(PY) benchmarks/scaling.py --picture docs/pictures/scaling.png --json benchmarks/results/scaling.json
+	@$(PY) benchmarks/scaling_published.py --json benchmarks/results/scaling_published.json
 	@$(PY) benchmarks/report.py
 
 clean:
