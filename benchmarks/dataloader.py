@@ -45,6 +45,8 @@ GPU_ROWS = GPU_PATCHES / MODEL.seq_length
 MICRO_BATCH_ROWS = 8
 MICRO_BATCHES = 4
 WORKERS = (0, 1, 2, 4)
+STEP_ROWS = 2
+"""Rows of a micro-batch of the step that is measured: more of them take no less time each on a CPU."""
 STEPS = 4
 """Micro-batches that the step is measured over, the first of them left out."""
 FORMS = {"stored": "pixels", "on_the_fly": "strings"}
@@ -120,9 +122,9 @@ def measure(prefixes: dict[str, str], seconds: float, repeats: int) -> dict[str,
     return figures
 
 
-def open_reader(prefix: str) -> MixtureReader:
+def open_reader(prefix: str, micro_batch_rows: int = MICRO_BATCH_ROWS) -> MixtureReader:
     """A reader of pixel rows alone."""
-    training = TrainingConfig(global_batch_rows=MICRO_BATCH_ROWS * MICRO_BATCHES, micro_batch_rows=MICRO_BATCH_ROWS)
+    training = TrainingConfig(global_batch_rows=micro_batch_rows * MICRO_BATCHES, micro_batch_rows=micro_batch_rows)
     return open_training(DataConfig(pixels=[prefix], mixture="0:1:0"), MODEL, PairConfig(), training, dp_size=1)
 
 
@@ -149,7 +151,7 @@ def step(prefix: str) -> dict[str, float]:
     from benchmarks.dataloader_step import CPU_MODEL, step_rows_per_second
 
     print("measuring a training step ...", file=sys.stderr, flush=True)
-    reader = open_reader(prefix)
+    reader = open_reader(prefix, STEP_ROWS)
     rate = step_rows_per_second([reader.micro_batch(0, number, 0, 1) for number in range(STEPS)])
     return {"rows_per_second": rate, "layers": CPU_MODEL.layers, "hidden": CPU_MODEL.hidden}
 
