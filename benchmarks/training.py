@@ -237,7 +237,7 @@ def figures_of(
     }  # fmt: skip
     for name in arguments.kinds:
         here_figures = reached(ours, name, arguments.rows, peak)
-        here_figures["peak_memory_gb"] = ours.memory.peak / 1e9
+        here_figures["peak_memory_gb"] = ours.memory.peak(name) / 1e9
         if name in ceilings:
             here_figures["ceiling_tflops"] = ceilings[name]
             here_figures["share_of_ceiling"] = here_figures["tflops"] / ceilings[name]
@@ -250,7 +250,7 @@ def figures_of(
                 here_figures[f"ratio_to_{side.name}"] = found["median"]
                 here_figures[f"ratio_to_{side.name}_range"] = [found["least"], found["most"]]
             theirs = reached(side, name, side.runner.readers[name].mixture.micro_batch_rows, peak)
-            theirs["peak_memory_gb"] = side.memory.peak / 1e9
+            theirs["peak_memory_gb"] = side.memory.peak(name) / 1e9
             theirs["ratio_to_ours"] = 1 / found["median"]
             here_figures.setdefault("peers" if peer else "variants", {})[side.name] = theirs
         figures[name] = here_figures

@@ -21,37 +21,32 @@ class MemoryOfOne:
 
     Attributes:
         held: bytes held between steps.
-        added: most bytes that a step has added.
+        added: most bytes that a step has added, by the name that it was given.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.held = 0
-        self.added = 0
+        self.added: dict[str, int] = {}
 
-    @property
-    def peak(self) -> int:
-        """Most bytes at a time."""
-        return self.held + self.added
+    def peak(self, name: str) -> int:
+        """Most bytes at a time in steps of a name."""
+        return self.held + self.added[name]
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Around what makes the model, or makes it hold more."""
+        """Around what makes the model, or makes it hold more: its first steps make the optimizer's moments."""
         before = self._now()
         yield
         self.held += max(0, self._now() - before)
 
     @contextmanager
-    def step(self, keeps: bool = False) -> Iterator[None]:
-        """Around a step; ``keeps`` says that it is one that makes what stays, such as the optimizer's moments."""
+    def step(self, name: str) -> Iterator[None]:
+        """Around a step that leaves nothing behind."""
         before = self._now()
-        if keeps:
-            yield
-            self.held += max(0, self._now() - before)
-            return
         self._reset()
         yield
-        self.added = max(self.added, self._most() - before)
+        self.added[name] = max(self.added.get(name, 0), self._most() - before)
 
     def _now(self) -> int:
         if self._device.type == "cuda":

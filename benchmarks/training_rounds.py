@@ -143,7 +143,7 @@ class Rounds:
     def _step(self, side: Side, name: str, number: int) -> None:
         device = self._mesh.device
         side.runner.prepare(name)
-        with side.memory.step(keeps=not number):
+        with side.memory.step(name) if number else side.memory.building():
             synchronize(device)
             start = self._clock()
             found = side.runner.take(name)

@@ -161,6 +161,19 @@ def test_sides_take_turns_and_one_that_fails_is_left_out(monkeypatch: pytest.Mon
     assert found["micro_batch_seconds"] == 0.375
 
 
+def test_memory_of_one_is_what_it_alone_takes() -> None:
+    """On a CPU known to some megabytes: what is freed goes back to the system in its own time."""
+    meter = MemoryOfOne(torch.device("cpu"))
+    with meter.building():
+        kept = torch.ones(32 << 20, dtype=torch.uint8)
+    for _ in range(2):
+        with meter.step("text"):
+            torch.ones(64 << 20, dtype=torch.uint8)
+    assert kept.sum() == 32 << 20
+    assert meter.held == pytest.approx(32 << 20, abs=6 << 20)
+    assert meter.peak("text") == pytest.approx(96 << 20, abs=12 << 20)
+
+
 def test_variants_are_settings() -> None:
     assert training_variants.settings_of("rows_x2", 8) == ["--training.micro_batch_rows=16"]
     assert training_variants.settings_of("a.b=1, c.d=x", 8) == ["--a.b=1", "--c.d=x"]

@@ -104,8 +104,8 @@ def test_memory_of_one_is_that_of_the_allocator() -> None:
     meter = MemoryOfOne(torch.device("cuda"))
     with meter.building():
         kept = torch.zeros(1 << 20, device="cuda")
-    with meter.step():
+    with meter.step("text"):
         torch.zeros(1 << 22, device="cuda").sum()
     assert meter.held == 4 << 20
-    assert 16 << 20 <= meter.added <= 17 << 20
+    assert 16 << 20 <= meter.added["text"] <= 17 << 20
     del kept
