@@ -211,7 +211,7 @@ def ceilings_of(arguments: argparse.Namespace, config: RunConfig, here: "Mesh") 
     from benchmarks.training_ceiling import ceiling
 
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    repeats = 20 if here.device.type == "cuda" else 2
+    repeats = 5 if here.device.type == "cuda" else 2
     rows = config.training.micro_batch_rows
     return {k: ceiling(config.model, rows, k, dtype, here.device, repeats) for k in arguments.kinds if k != "mix"}
 
