@@ -111,11 +111,11 @@ def measure(kind: str, prefix: str, rounds: int, rows: int) -> dict[str, float]:
             seconds[way].append(timed(network, objectives, reader.micro_batch(number, 0, 0, 1)) / rows)
         progress(f"{kind}: round {number} of {rounds}")
     counts = Manifest.read(prefix).splits["train"]
+    # Of text, where targets depend on where rows are cut, all tokens but the first of each document.
+    targets = counts.token_targets + counts.patch_targets if kind != "text" else counts.tokens - counts.documents
     figures = {}
     for way, reader in readers.items():
-        figures[f"{way}_targets_a_row"] = (counts.token_targets + counts.patch_targets) / reader.num_rows(
-            Kind[kind.upper()]
-        )
+        figures[f"{way}_targets_a_row"] = targets / reader.num_rows(Kind[kind.upper()])
         figures[f"{way}_row_seconds"] = statistics.median(seconds[way][1:])
         figures[f"{way}_targets_per_second"] = figures[f"{way}_targets_a_row"] / figures[f"{way}_row_seconds"]
     times = statistics.median(b / a for a, b in zip(seconds["alone"][1:], seconds["packed"][1:], strict=True))
