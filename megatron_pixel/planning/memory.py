@@ -74,12 +74,13 @@ def gradient_bytes(setting: Setting, pipe: int, data: int = 0) -> int:
     stage = setting.zero.stage
     if stage == 3:
         return 4 * sum(partition_size(parameter, setting) for parameter in held)
+    tokens, patches = any(map(has_tokens, setting.kinds)), any(map(has_patches, setting.kinds))
+    used = sum(p.share(t) for p in held if setting.touch_all or p.used_by(tokens, patches))
     if bf16_optimizer(setting):
         # Those that autograd has just made, and the flat fp32 sum.
-        return 2 * sum(p.share(t) for p in held) + 4 * sum(flat_size(group, setting) for group in groups(held))
+        return 2 * used + 4 * sum(flat_size(group, setting) for group in groups(held))
     if stage == 1:
-        tokens, patches = any(map(has_tokens, setting.kinds)), any(map(has_patches, setting.kinds))
-        return 4 * sum(p.share(t) for p in held if setting.touch_all or p.used_by(tokens, patches))
+        return 4 * used
     if setting.zero.offload and not setting.bf16:
         return 0  # they add up on the host
     if setting.bf16:

@@ -25,5 +25,9 @@ class Watched:
     weights: int = 0
     gradients: int = 0
     optimizer: int = 0
+    instructions: list[tuple[int, str, int]] = field(default_factory=list)
+    """Of a pipeline: tick, kind and micro-batch of every pass, send and receive."""
+    ticks: int = 0
+    """Of a pipeline's schedule."""
     saved: list[int] = field(default_factory=list)
     """Bytes that each micro-batch keeps for its backward pass."""

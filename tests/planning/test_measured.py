@@ -10,7 +10,9 @@ from megatron_pixel.model.token_loss import CHUNK
 from megatron_pixel.planning.activations import HEAD_CHUNK, kept
 from megatron_pixel.planning.communication import group_size, traffic
 from megatron_pixel.planning.memory import gradient_bytes, optimizer_bytes, weight_bytes
+from megatron_pixel.planning.pipeline import bubble_ticks, schedule, ticks
 from megatron_pixel.planning.setting import Setting
+from megatron_pixel.planning.speed import bubble
 from tests.distributed.cases import Case
 from tests.distributed.harness import run_ranks
 from tests.planning.findings import Sent, Watched
@@ -44,6 +46,8 @@ CASES = [
         ("dualgpt", (2, 1, 1), "zero3", ALL),
         ("dualgpt", (1, 2, 1), "zero1", ()),
         ("dualgpt", (1, 2, 1), "zero1", (*BF16, *SECOND)),
+        ("dualgpt", (1, 4, 1), "zero1", ("--model.layers=4",)),
+        ("textgpt", (1, 4, 1), "zero1", (*BF16, "--model.layers=4", "--training.global_batch_rows=2")),
         ("dualgpt", (2, 2, 1), "zero1", ()),
         ("dualgpt", (2, 2, 1), "zero1", BF16),
         ("monogpt", (1, 2, 2), "zero1", ()),
@@ -86,6 +90,19 @@ def test_bytes_that_a_step_sends(found: Found, case: Case) -> None:
             group = "world" if part.operation == "send" else part.group
             expected[part.operation, group_size(setting, group)] += part.bytes
         assert watched.sent + watched.around == expected, watched.place
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.layout[1] > 1], ids=str)
+def test_ticks_of_a_pipeline(found: Found, case: Case) -> None:
+    """Every pass, send and receive in its tick, and so the bubble: the ticks without a pass."""
+    setting = setting_of(case)
+    count = len(setting.kinds)
+    for watched in found[case]:
+        assert watched.instructions == list(schedule(setting.pipeline, count, watched.place[1])), watched.place
+        assert watched.ticks == ticks(setting.pipeline, count)
+        busy = {tick for tick, kind, _ in watched.instructions if kind in ("forward", "backward")}
+        assert watched.ticks - len(busy) == bubble_ticks(setting.pipeline)
+        assert bubble_ticks(setting.pipeline) / watched.ticks == pytest.approx(bubble(setting))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

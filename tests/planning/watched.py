@@ -22,6 +22,7 @@ from megatron_pixel.training.run import Run
 from tests.distributed.cases import Case
 from tests.distributed.layouts import in_worlds
 from tests.planning.findings import Sent, Watched
+from tests.planning.pipelines import watched_schedule
 
 STEPS = 3
 """The last one is watched: the first sends shapes through a pipeline, and ZeRO 3 learns the order of modules."""
@@ -59,6 +60,8 @@ def watch(case: Case, folder: Path, here: Mesh) -> Watched:
             found.targets.append((item.tally.tokens, item.tally.patches))
         stack.enter_context(marked_groups())
         stack.enter_context(gradients_of(trainer, len(batches), found))
+        if here.pipe_size > 1:
+            stack.enter_context(watched_schedule(trainer.engine, found))
         stack.enter_context(marked_step(trainer))
         stack.enter_context(saved_by(trainer, found))
         records.append(stack.enter_context(profile(activities=[ProfilerActivity.CPU], record_shapes=True)))

@@ -1,0 +1,71 @@
+"""What DeepSpeed's pipeline engine executes in a step, tick by tick. What happens in each rank."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from deepspeed.runtime.pipe import schedule
+
+from tests.planning.findings import Watched
+
+KINDS = {
+    schedule.ForwardPass: "forward",
+    schedule.BackwardPass: "backward",
+    schedule.SendActivation: "send activation",
+    schedule.RecvActivation: "receive activation",
+    schedule.SendGrad: "send gradient",
+    schedule.RecvGrad: "receive gradient",
+}
+
+
+class Counted:
+    """A schedule that tells which of its ticks the engine has come to."""
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+        self.ticks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for commands in self._original:
+            self.ticks += 1
+            yield commands
+
+    def num_pipe_buffers(self) -> int:
+        """As the engine asks for them."""
+        return int(self._original.num_pipe_buffers())
+
+
+@contextmanager
+def watched_schedule(engine: Any, found: Watched) -> Iterator[None]:
+    """Write down every pass, send and receive that the engine executes, with its tick and its micro-batch.
+
+    A kind of instruction comes to the micro-batches in their order, so its count tells the micro-batch.
+    """
+    table = engine._INSTRUCTION_MAP
+    run_schedule = engine._exec_schedule
+    counts: Counter[str] = Counter()
+    running: list[Counted] = []
+
+    def watched(work: Callable[..., None], kind: str) -> Callable[..., None]:
+        def run(self: Any, **arguments: Any) -> None:
+            work(self, **arguments)
+            found.instructions.append((running[-1].ticks - 1, kind, counts[kind]))
+            counts[kind] += 1
+
+        return run
+
+    def run_counted(original: Any) -> None:
+        running.append(Counted(original))
+        run_schedule(running[-1])
+        found.ticks = running[-1].ticks
+
+    engine._INSTRUCTION_MAP = {
+        command: watched(work, KINDS[command]) if command in KINDS else work for command, work in table.items()
+    }
+    engine._exec_schedule = run_counted
+    try:
+        yield
+    finally:
+        engine._INSTRUCTION_MAP = table
+        engine._exec_schedule = run_schedule
