@@ -22,7 +22,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -149,7 +149,7 @@ def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: 
         say(f"\n{precision}, {size}, {shape} positions, on {device_name(here)}, up to {seconds / 60:.1f} minutes")
         clock = time.process_time if arguments.clock == "processor" else time.perf_counter
         rounds = Rounds(sides, ours, config.model, config.loss.end_patch, here, say, clock)
-        ceilings = ceilings_of(arguments, config, here)
+        ceilings = ceilings_of(arguments, config, here, clock)
         # A step of the mix is long, and of rows that are warm by then.
         rounds.warm_up([kind for kind in arguments.kinds if kind != "mix"] or arguments.kinds)
         while True:
@@ -204,7 +204,9 @@ def build_sides(
     return sides, skipped
 
 
-def ceilings_of(arguments: argparse.Namespace, config: RunConfig, here: "Mesh") -> dict[str, float]:
+def ceilings_of(
+    arguments: argparse.Namespace, config: RunConfig, here: "Mesh", clock: Callable[[], float]
+) -> dict[str, float]:
     """The rate of plain products by kind, in 10^12 operations a second."""
     import torch
 
@@ -213,7 +215,8 @@ def ceilings_of(arguments: argparse.Namespace, config: RunConfig, here: "Mesh") 
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     repeats = 5 if here.device.type == "cuda" else 2
     rows = config.training.micro_batch_rows
-    return {k: ceiling(config.model, rows, k, dtype, here.device, repeats) for k in arguments.kinds if k != "mix"}
+    kinds = [kind for kind in arguments.kinds if kind != "mix"]
+    return {kind: ceiling(config.model, rows, kind, dtype, here.device, repeats, clock) for kind in kinds}
 
 
 def figures_of(

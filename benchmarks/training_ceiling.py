@@ -26,17 +26,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+def seconds_of(work: Callable[[], object], device: torch.device, repeats: int, clock: Callable[[], float]) -> float:
     """Median of some runs after one that warms up; on a GPU of ten at a time, so that starting them costs nothing."""
     at_a_time = 10 if device.type == "cuda" else 1
     found = []
     for _ in range(repeats + 1):
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(at_a_time):
             work()
         synchronize(device)
-        found.append((time.perf_counter() - start) / at_a_time)
+        found.append((clock() - start) / at_a_time)
     return statistics.median(found[1:])
 
 
@@ -59,7 +59,15 @@ def products(model: ModelConfig, rows: int, kind: str) -> Counter[Product]:
     return found
 
 
-def ceiling(model: ModelConfig, rows: int, kind: str, dtype: torch.dtype, device: torch.device, repeats: int) -> float:
+def ceiling(
+    model: ModelConfig,
+    rows: int,
+    kind: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """10^12 operations a second of all the weights' products of a micro-batch, forward and backward, and nothing else.
 
     Attention is not among them: its operations count at this rate.
@@ -75,7 +83,7 @@ def ceiling(model: ModelConfig, rows: int, kind: str, dtype: torch.dtype, device
             torch.mm(gradient, weight)
             torch.mm(gradient.t(), x)
 
-        seconds += count * seconds_of(work, device, repeats)
+        seconds += count * seconds_of(work, device, repeats, clock)
         operations += count * 6.0 * m * k * n
     return operations / seconds / 1e12
 
