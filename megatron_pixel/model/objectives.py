@@ -188,13 +188,12 @@ def losses(
     for objective, predictions, count, positions in zip(objectives, outputs, counts, labels.targets, strict=True):
         if len(predictions) == 0:
             continue
-        closed = isinstance(predictions, HeadLoss)
         if count == 0:
-            nothing = predictions.sum if closed else predictions.float().sum()
+            nothing = predictions.sum if isinstance(predictions, HeadLoss) else predictions.float().sum()
             results[objective.name] = LossSum(0 * nothing, 0)
             continue
         predicting = positions[:count]
-        if closed:
+        if isinstance(predictions, HeadLoss):
             results[objective.name] = LossSum(predictions.sum, count, predictions.each, predicting)
             continue
         each = objective.loss(predictions, objective.targets(labels, predicting))

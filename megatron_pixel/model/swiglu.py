@@ -30,4 +30,4 @@ def swiglu(both: Tensor) -> Tensor:
 
     The activated gate is computed again in the backward pass: autograd would keep it, and copies of both halves.
     """
-    return _SwiGLU.apply(both)  # type: ignore[no-any-return]
+    return _SwiGLU.apply(both)
