@@ -20,6 +20,7 @@ from megatron_pixel.config.steps import parse_steps
 from megatron_pixel.model.embedding import Embedding
 from megatron_pixel.model.heads import FinalNorm, Heads
 from megatron_pixel.model.layers import DecoderLayer
+from megatron_pixel.model.token_loss import HeadLoss
 from megatron_pixel.parallel.execution import Training
 from megatron_pixel.parallel.mesh import Mesh
 
@@ -178,13 +179,14 @@ class _Stage:
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._forward.append(_opened(self._name))
 
-    def after(self, module: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor | HeadLoss, ...]) -> None:
         self._forward.pop().__exit__(None, None, None)
         came = next((tensor for tensor in inputs[0] if tensor.requires_grad), None)
         if came is None:
             return  # the embedding: nothing tells when its backward pass ends
         number = object()
-        for tensor in outputs:
+        for output in outputs:
+            tensor = output.sum if isinstance(output, HeadLoss) else output
             if tensor.requires_grad:
                 tensor.register_hook(lambda gradient: self._backward.begin(number, self._name))
         came.register_hook(lambda gradient: self._backward.end(number))

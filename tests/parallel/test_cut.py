@@ -48,8 +48,11 @@ def test_a_cut_by_cost_gives_the_heads_fewer_layers_and_takes_less_time() -> Non
     even, costly = (load_config(RECIPE, [*words, "--parallel.pipeline_cut", by]) for by in ("layers", "cost"))
     assert boundaries(even) == [0, 7, 13, 19, 27]
     assert boundaries(costly) == [0, 7, 14, 20, 27]
+    # At 64,000 the heads are more than a layer also by the time that their products take, which run at full rate.
+    words += ["--model.vocab_size", "64000"]
+    even, costly = (load_config(RECIPE, [*words, "--parallel.pipeline_cut", by]) for by in ("layers", "cost"))
     times = [speed(Setting.of(config, 32, 8), find_device("a100")).seconds for config in (even, costly)]
-    assert times[1] < times[0]
+    assert times[1] < 0.95 * times[0]
 
 
 def test_the_costs_are_those_of_the_plan() -> None:

@@ -56,7 +56,18 @@ def test_a_killed_rank_is_named_and_ends_the_others(tmp_path: Path, number: sign
 def test_the_rank_that_failed_speaks_and_the_echo_goes_to_the_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code = "time.sleep(0 if rank == 1 else 0.4); print('trouble of', rank, file=sys.stderr); sys.exit(9 - rank)"
+    first = str(tmp_path / "first")
+    # The others speak once the first is gone from the table of processes: its end has been seen then.
+    code = f"""
+if rank == 1:
+    open({first!r} + ".new", "w").write(str(os.getpid()))
+    os.rename({first!r} + ".new", {first!r})
+else:
+    while not os.path.exists({first!r}) or os.path.exists("/proc/" + open({first!r}).read()):
+        time.sleep(0.01)
+print('trouble of', rank, file=sys.stderr)
+sys.exit(9 - rank)
+"""
     with LocalRanks(program(code), 3, tmp_path / "ranks.log") as ranks:
         end = ranks.wait(30)
     assert end is not None
@@ -87,7 +98,6 @@ def test_workers_of_a_rank_end_with_it(tmp_path: Path) -> None:
 
 def test_ranks_do_not_outlive_who_started_them(tmp_path: Path) -> None:
     code = f"""
-import sys, time
 from pathlib import Path
 from megatron_pixel.parallel.local_ranks import LocalRanks
 ranks = LocalRanks([sys.executable, "-c", "import time; time.sleep(60)"], 1, Path({str(tmp_path / "ranks.log")!r}))
