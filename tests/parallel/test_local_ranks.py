@@ -98,6 +98,7 @@ def test_workers_of_a_rank_end_with_it(tmp_path: Path) -> None:
 
 def test_ranks_do_not_outlive_who_started_them(tmp_path: Path) -> None:
     code = f"""
+import sys, time
 from pathlib import Path
 from megatron_pixel.parallel.local_ranks import LocalRanks
 ranks = LocalRanks([sys.executable, "-c", "import time; time.sleep(60)"], 1, Path({str(tmp_path / "ranks.log")!r}))
