@@ -1,6 +1,7 @@
 """One SLURM for all tests of this folder that submit jobs."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.slurm_cluster import FOREIGN, SlurmCluster, why_not
+
+
+@pytest.fixture(scope="module", autouse=True)
+def signals_of_a_login() -> None:
+    """A run that ended in this process leaves SIGUSR1 ignored, and what a shell finds ignored it cannot trap."""
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
