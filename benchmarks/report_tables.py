@@ -365,6 +365,19 @@ def converting(result: Result) -> str:
     )
 
 
+def finetune(result: Result) -> str:
+    """Ours beside Hugging Face's Trainer."""
+    names = (("megatron_pixel", "ours"), ("Hugging Face's Trainer", "theirs"))
+    rows = [
+        [name, f"{result['examples_per_second'][key]:,.0f}", f"{result['parameters'][key]:,}"] for name, key in names
+    ]
+    return (
+        table(["", "examples/s", "parameters"], [*rows, ["**ratio**", f"**{result['ratio']:.2f}**", ""]])
+        + f"\n\nTexts become pages once, at {result['encoding_made_per_second']:,.0f} examples a second; from the "
+        f"cache they come at {result['encoding_found_per_second'] / 1e6:,.1f} million a second."
+    )
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "rendering": rendering,
     "storage": storage,
@@ -379,6 +392,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "fuzz": fuzz,
     "strategies": strategies,
     "faults": faults,
+    "finetune": finetune,
     "generation": generation,
     "unnormalising": unnormalising,
     "converting": converting,
