@@ -9,9 +9,8 @@ from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.data.mixture import MixtureReader, open_training
 from megatron_pixel.data.rows import MicroBatch
 from megatron_pixel.parallel.mesh import Mesh
-from megatron_pixel.training.guarding import Guards
 from megatron_pixel.training.guards import StopSignals
-from megatron_pixel.training.loop import Hooks, Milestones, Trainer, train
+from megatron_pixel.training.loop import Hooks, Milestones, train
 from megatron_pixel.training.metrics import Record
 from megatron_pixel.training.run import Run
 
@@ -58,19 +57,7 @@ class MeasuredRun(Run):
         self.readers = readers(config, accumulation)
         self._steps: dict[str, Iterator[tuple[int, Sequence[Any]]]] = {}
         self._loaders: list[Any] = []
-        self._guards = Guards(config.guards, self._folder, mesh)
-        self._trainer = Trainer(
-            self._execution,
-            self._objectives,
-            config.model,
-            config.training,
-            config.optimizer,
-            config.loss.end_patch,
-            mesh,
-            self._guards,
-            self._reader.source_names,
-            config.logging.histograms,
-        )
+        self._trainer = self._new_trainer()
         self._records: list[Record] = []
 
     @property

@@ -191,19 +191,7 @@ class Run:
             self._show(f"nothing to do: step {self._done:,} of {config.training.steps:,} is done")
             self._end(exit_codes.FINISHED, "nothing to do")
             return None
-        self._guards = Guards(config.guards, self._folder, mesh)
-        trainer = Trainer(
-            self._execution,
-            self._objectives,
-            config.model,
-            config.training,
-            config.optimizer,
-            config.loss.end_patch,
-            mesh,
-            self._guards,
-            self._reader.source_names,
-            config.logging.histograms,
-        )
+        trainer = self._new_trainer()
         self._evaluator = Evaluator(self._execution, self._heldout, self._objectives, config.model, mesh)
         profiler = Profiler(config.profile, self._folder, self._execution, mesh, self._show)
         milestones = Milestones(config.training.steps, config.evaluation, config.checkpoint)
@@ -232,6 +220,23 @@ class Run:
             except RewindError as request:
                 with self._guards.watchdog.paused():
                     self._rewind(request.step)
+
+    def _new_trainer(self) -> Trainer:
+        """What takes the steps, with guards of its own."""
+        config, mesh = self._config, self._mesh
+        self._guards = Guards(config.guards, self._folder, mesh)
+        return Trainer(
+            self._execution,
+            self._objectives,
+            config.model,
+            config.training,
+            config.optimizer,
+            config.loss.end_patch,
+            mesh,
+            self._guards,
+            self._reader.source_names,
+            config.logging.histograms,
+        )
 
     def _loader(self, feeder: Feeder) -> PrefetchLoader[Prepared]:
         config, mesh = self._config, self._mesh
