@@ -19,13 +19,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import report_tables, scaling_tables, step_tables, training_tables
+from benchmarks import program_tables, report_tables, scaling_tables, step_tables, training_tables
 from benchmarks.report_tables import Result
 from benchmarks.result_file import RESULTS
 from megatron_pixel.config.errors import UserError, exit_on_user_error
 
 PAGES = [ROOT / "docs" / "performance.md", ROOT / "docs" / "scaling.md"]
-TABLES = {**report_tables.TABLES, **scaling_tables.TABLES, **training_tables.TABLES, **step_tables.TABLES}
+TABLES = {
+    **report_tables.TABLES,
+    **program_tables.TABLES,
+    **scaling_tables.TABLES,
+    **training_tables.TABLES,
+    **step_tables.TABLES,
+}
 
 
 def main(words: Sequence[str]) -> int:

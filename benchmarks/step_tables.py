@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.report_tables import Result, number, table
+from benchmarks.report_tables import Result, counted, number, table
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -27,7 +27,7 @@ def roofline(result: Result) -> str:
         ]
         head = [f"{precision}: {rates}", "GFLOP", "MB", "FLOP/byte", "bound by", "at least, ms", "ms", "reached"]
         parts.append(table(head, rows))
-    return "\n\n".join([*parts, f"{number(result['rows'])} row(s), {number(result['threads'])} thread(s)."])
+    return "\n\n".join([*parts, f"{counted(result['rows'], 'row')}, {counted(result['threads'], 'thread')}."])
 
 
 def levers(result: Result) -> str:

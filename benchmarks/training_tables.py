@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.report_tables import Result, number, table
+from benchmarks.report_tables import Result, counted, number, table
 
 KINDS = {"text": "text rows", "pixel": "pixel rows", "pair": "pair rows", "mix": "DualGPT's mix 4:4:2"}
 PEERS = {"hf": "Hugging Face", "megatron_core": "megatron-core"}
@@ -15,8 +15,9 @@ def training(result: Result) -> str:
         model = figures["model"]
         parts.append(
             f"**{precision}**, {figures['device']}: {figures['parameters'] / 1e6:,.0f} million parameters, "
-            f"{model['layers']} layers of {model['hidden']:,}, micro-batches of {first(figures)['rows']} rows of "
-            f"{model['seq_length']:,} positions; medians of {figures['rounds']} rounds."
+            f"{model['layers']} layers of {model['hidden']:,}, micro-batches of "
+            f"{counted(first(figures)['rows'], 'row')} of {model['seq_length']:,} positions; medians of "
+            f"{counted(figures['rounds'], 'round')}."
         )
         parts += [rates(figures), split(figures)]
         parts += [text for text in (head(figures), variants(figures), left_out(figures)) if text]

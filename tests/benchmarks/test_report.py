@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.report_tables import number, table
+from benchmarks.report_tables import counted, number, table
 from benchmarks.result_file import RESULTS
 from megatron_pixel.config.errors import UserError
 
@@ -94,6 +94,10 @@ def test_the_check_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_numbers(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_nouns_are_counted() -> None:
+    assert [counted(count, "row") for count in (1, 2, 1024)] == ["1 row", "2 rows", "1,024 rows"]
 
 
 def test_tables() -> None:
