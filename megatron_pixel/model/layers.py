@@ -1,5 +1,6 @@
 """The decoder layer: megatron-core's, with local linear layers, torch's RMSNorm and our core attention."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -137,10 +138,23 @@ def rotary_angles(position_ids: Tensor, width: int, theta: float) -> Tensor:
     return torch.cat((angles, angles), dim=-1).unsqueeze(2)
 
 
+LayerCall = Callable[[nn.Module, Tensor, Tensor | Documents | None, Tensor], Tensor]
+"""What :func:`run_layer` takes and gives."""
+
+
+def run_layer(layer: nn.Module, hidden: Tensor, seen: Tensor | Documents | None, angles: Tensor) -> Tensor:
+    """Megatron-core's ``layer`` on hidden states [s, b, h]; who sees whom as core attention takes it."""
+    output, _ = layer(hidden, attention_mask=seen, rotary_pos_emb=angles)
+    return output
+
+
 class DecoderLayer(nn.Module):
     """One layer as a stage: :class:`Travelling` in, :class:`Travelling` out.
 
     With ``recompute`` only its input is kept for the backward pass, which runs the layer a second time.
+
+    Attributes:
+        run: what takes the place of :func:`run_layer` in training: its compiled form, for one.
     """
 
     def __init__(
@@ -157,6 +171,7 @@ class DecoderLayer(nn.Module):
         self.recompute = recompute
         self.head_width = model.hidden // model.heads
         self.rope_theta = model.rope_theta
+        self.run: LayerCall = run_layer
         with stage_seed(seed, stage):
             self.layer = build_module(layer_spec(), config=transformer, layer_number=stage)
 
@@ -170,12 +185,9 @@ class DecoderLayer(nn.Module):
         return tuple(state._replace(hidden=hidden))
 
     def _hidden(self, state: Travelling) -> Tensor:
-        hidden, _ = self.layer(
-            state.hidden,
-            attention_mask=self._seen(state),
-            rotary_pos_emb=rotary_angles(state.position_ids, self.head_width, self.rope_theta),
-        )
-        return hidden
+        run = self.run if self.training else run_layer
+        angles = rotary_angles(state.position_ids, self.head_width, self.rope_theta)
+        return run(self.layer, state.hidden, self._seen(state), angles)
 
     def _seen(self, state: Travelling) -> Tensor | Documents | None:
         """Who sees whom, as core attention takes it."""
