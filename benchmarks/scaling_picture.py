@@ -38,6 +38,6 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     figure.savefig(drawn, dpi=100, format="png")
     plt.close(figure)
     part = path.with_name(path.name + ".part")
-    Image.open(drawn).convert("RGB").quantize(64).save(part, format="PNG", optimize=True)  # a third of the bytes
+    Image.open(drawn).convert("RGB").quantize(64).save(part, format="PNG", optimize=True)  # in fewer bytes
     os.replace(part, path)
     print(f"wrote {path}")

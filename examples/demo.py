@@ -21,7 +21,7 @@ from examples import demo_corpus
 
 RECIPE = "megatron_pixel/config/recipes/dualgpt-tiny.yaml"
 VOCABULARY = 4096
-# English makes nine rows of ten; the other languages are there to be seen, not to be learnt in five minutes.
+# English makes nine rows of ten; the other languages are there to be seen, not to be learnt in so few steps.
 WEIGHTS = {"english": 9, "languages": 1}
 
 

@@ -193,7 +193,7 @@ def save_png(image: Image.Image, path: str | Path) -> None:
 
 
 def _with_palette(image: Image.Image) -> Image.Image:
-    """The same picture with a palette, where it has at most 256 colors: a third of the bytes."""
+    """The same picture with a palette, where it has at most 256 colors, in fewer bytes."""
     pixels = np.asarray(image.convert("RGB")).astype(np.uint32)
     packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     colors, indices = np.unique(packed, return_inverse=True)

@@ -14,7 +14,7 @@ from megatron_pixel.rendering.blit import split_keys, sprite_keys
 from megatron_pixel.rendering.page import Marks
 
 LEVEL = 6
-"""Of zstd. Level 12 saves another 8% of an English page, and takes three times as long: as long as rendering it."""
+"""Of zstd. A higher one, such as 12, saves little more and takes as long as rendering the page."""
 MOST_SEGMENTS = 255
 
 
