@@ -1,4 +1,4 @@
-"""Check datasets: every hash, every page, every count. Exits with 1 where something is damaged.
+"""Check datasets and their packing plans: every hash, page and count. Exits with 1 where something is damaged.
 
 python data_tools/verify.py P...
 python data_tools/verify.py P --workers 16
@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_pixel.config.errors import UserError, exit_on_user_error
 from megatron_pixel.data.preprocess_arguments import positive_int
+from megatron_pixel.data.preprocess_progress import StatusLine
 
 if TYPE_CHECKING:
     from megatron_pixel.data.manifest import Manifest
     from megatron_pixel.data.verification import Report
-
-_SECONDS_BETWEEN_LINES = 15.0
 
 
 def main(words: Sequence[str]) -> int:
@@ -83,30 +83,35 @@ def check(prefix: str, arguments: argparse.Namespace) -> str:
             f"no dataset at {prefix}: {manifest_path(prefix)} does not exist; give the output prefix of preprocess.py"
         )
     print(f"{prefix}", flush=True)
-    watch = Watch()
+    line = StatusLine()
     try:
         manifest = Manifest.read(prefix, check_files=False)
-        report = examine(prefix, not arguments.quick, arguments.workers, watch.show)
+        report = examine(prefix, not arguments.quick, arguments.workers, partial(show, line))
     except UserError as error:
-        watch.clear()
+        line.clear()
         print(f"  DAMAGED  {error}")
         return "damaged"
-    watch.clear()
+    line.clear()
     for split, counts in manifest.splits.items():
         parts = [(counts.documents, "documents"), (counts.sequences, "sequences")]
         parts += [part for part in ((counts.patches, "patches"), (counts.tokens, "tokens")) if part[0]]
         print(f"  {split:<8} {', '.join(f'{count:,} {name}' for count, name in parts)}")
     sizes = {"manifest.json": os.path.getsize(manifest_path(prefix))}
     sizes |= {name: entry.bytes for name, entry in manifest.all_files().items()}
+    sizes |= {name: size for plan in report.plans for name, size in plan.sizes.items()}
     damaged_files = {finding.name for finding in report.findings}
+    outdated_files = {name for plan in report.plans if plan.outdated for name in plan.sizes}
     for name, size in sizes.items():
-        state = "DAMAGED" if name in damaged_files else "sound"
+        state = "DAMAGED" if name in damaged_files else "outdated" if name in outdated_files else "sound"
         pages = f", {report.damaged_pages[name]:,} pages" if report.damaged_pages[name] else ""
         print(f"  {name:<24} {size:>20,} bytes  {state}{pages}")
     if report.bytes:
         print(f"  {rates(report)}")
     for problem in report.problems():
         print(f"  DAMAGED  {problem}")
+    for plan in report.plans:
+        if plan.outdated:
+            print(f"  OUTDATED {plan.outdated}")
     if report.findings:
         return "damaged"
     differences = list(compare(prefix, manifest, arguments))
@@ -138,32 +143,11 @@ def rates(report: "Report") -> str:
     return f"{pages}{report.bytes / 1e6:,.1f} MB, {report.bytes / seconds / 1e6:,.1f} MB/s, {report.seconds:.1f} s"
 
 
-class Watch:
-    """Progress: one line that is written over on a terminal, a line now and then in a log file."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._last = time.monotonic()
-
-    def show(self, report: "Report", total: int) -> None:
-        """Called as often as anybody likes."""
-        now = time.monotonic()
-        if now - self._last < (0.1 if self._terminal else _SECONDS_BETWEEN_LINES):
-            return
-        self._last = now
+def show(line: StatusLine, report: "Report", total: int) -> None:
+    """How far the examination is; called as often as anybody likes."""
+    if line.due():
         left = report.seconds * (total - report.bytes) / max(report.bytes, 1)
-        line = f"  {100 * report.bytes / max(total, 1):.0f}%, {rates(report)}, {left:,.0f} s left"
-        print(
-            f"\r\033[K{line}" if self._terminal else line,
-            end="" if self._terminal else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._terminal:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        line.write(f"  {100 * report.bytes / max(total, 1):.0f}%, {rates(report)}, {left:,.0f} s left")
 
 
 if __name__ == "__main__":

@@ -133,8 +133,6 @@ def _check_pair(report: Report) -> None:
                 f"pair.patches {pair.patches} + pair.tokens {pair.tokens} = {total} positions exceed model.seq_length "
                 f"{seq_length}; nearest valid: {seq_length // 2} + {seq_length - seq_length // 2}",
             )
-    if mixture and mixture.pair and pair.layout == "released" and report.config.data.packing == "documents":
-        report.add("data.packing", "documents share rows without padding between, which pair.layout: released asks for")
 
 
 def _check_data(report: Report) -> None:

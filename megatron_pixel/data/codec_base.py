@@ -74,6 +74,16 @@ class PageCodec(ABC):
     def num_patches(self, data: Encoded) -> int:
         """Patches of an encoded page, its end patch included, without decoding. Raises :class:`DamagedPageError`."""
 
+    def lengths(self, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """:meth:`num_patches` of many pages, int32 [n].
+
+        Args:
+            data: uint8, the bytes of a file of pages.
+            starts, sizes: integers [n]: first byte of each page, and its bytes; inside ``data``.
+        """
+        pages = (data[start : start + size].data for start, size in zip(starts.tolist(), sizes.tolist(), strict=True))
+        return np.array([self.num_patches(page) for page in pages], np.int32)
+
 
 def read_codec_file(path: str) -> bytes:
     """Content of a codec's file; raises UserError where it cannot be read."""

@@ -8,6 +8,7 @@ import numpy as np
 import zstandard
 
 from megatron_pixel.config.errors import UserError
+from megatron_pixel.data import glyph_drawing as drawing
 from megatron_pixel.data import glyphs as kernels
 from megatron_pixel.data.codec_base import DamagedPageError, Encoded, PageCodec, room_for
 from megatron_pixel.data.codec_glyphs_file import GlyphTables, SpriteAtlas, read_glyph_file, write_glyph_file
@@ -114,6 +115,16 @@ class GlyphCodec(PageCodec):
 
     def num_patches(self, data: Encoded) -> int:
         return int(self._header(data).stops[-1]) // self.patch_size + 1
+
+    def lengths(self, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        starts, sizes = starts.astype(np.int64), sizes.astype(np.int64)
+        view, seed = data.data, self._tables.crc
+        bounds = zip((starts + _CRC_BYTES).tolist(), (starts + sizes).tolist(), strict=True)
+        checksums = np.array([zlib.crc32(view[start:stop], seed) for start, stop in bounds], np.uint32)
+        lengths = np.empty(len(starts), np.int32)
+        if drawing.read_lengths(data, starts, sizes, checksums, *self._scratch.segments, lengths) < len(starts):
+            raise DamagedPageError("wrong checksum or header")
+        return lengths
 
     def _header(self, data: Encoded) -> Header:
         """Header of a page whose checksum is right."""

@@ -55,6 +55,38 @@ def read_header(
 
 
 @njit(cache=True, nogil=True)
+def read_lengths(
+    data: np.ndarray,
+    first: np.ndarray,
+    sizes: np.ndarray,
+    checksums: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    counts: np.ndarray,
+    lengths: np.ndarray,
+) -> int:
+    """Patches of many pages, written to ``lengths``; returns how many come before the first that is damaged.
+
+    Page i is ``sizes[i]`` bytes of ``data`` from ``first[i]`` on (int64 each), four of which are the checksum of the
+    others; ``checksums``, uint32, are those that were found. ``starts``, ``stops`` and ``counts`` are scratch.
+    """
+    for page in range(len(first)):
+        begin, end = first[page], first[page] + sizes[page]
+        if sizes[page] <= 4:
+            return page
+        stored = np.int64(0)
+        for byte in range(4):
+            stored |= np.int64(data[begin + byte]) << (8 * byte)
+        if stored != np.int64(checksums[page]):
+            return page
+        segments, _ = read_header(data[begin + 4 : end], 1, starts, stops, counts)
+        if not segments:
+            return page
+        lengths[page] = stops[segments - 1] + 1
+    return len(first)
+
+
+@njit(cache=True, nogil=True)
 def _get_unsigned(data, at):  # type: ignore[no-untyped-def]
     """The LEB128 number at ``at`` and the place after it, -1 where there is none of at most five bytes."""
     value, shift = np.int64(0), 0

@@ -68,6 +68,13 @@ class _Spool:
         if len(self._buffer) >= _SPOOL_ITEMS:
             self._flush()
 
+    def extend(self, values: np.ndarray) -> None:
+        """Append many."""
+        self._buffer.frombytes(values.astype(self._buffer.typecode).tobytes())
+        self.count += len(values)
+        if len(self._buffer) >= _SPOOL_ITEMS:
+            self._flush()
+
     def _flush(self) -> None:
         try:
             self._file.write(self._buffer.tobytes())
@@ -142,6 +149,13 @@ class IndexedWriter:
             raise UserError(f"{self._bin.path}: a sequence of {len(values):,} elements; the format ends at 2**31 - 1")
         self._bin.write(values.tobytes())
         self._lengths.append(len(values))
+
+    def add_sequences(self, elements: np.ndarray, sizes: np.ndarray) -> None:
+        """Append many sequences: their elements, of the writer's dtype, one after the other, and the length of each."""
+        if elements.dtype != self.dtype or int(sizes.sum()) != len(elements):
+            raise ValueError(f"sequences of {int(sizes.sum())} {self.dtype} are no {len(elements)} {elements.dtype}")
+        self._bin.write(elements.tobytes())
+        self._lengths.extend(sizes)
 
     def end_document(self) -> None:
         """End the document that began after the last end; it may be empty."""

@@ -11,7 +11,9 @@ class Pages(Protocol):
     """A source of single pages or pairs that can also write one behind others."""
 
     name: str
+    identity: str
     kind: Kind
+    note: str
     manifest: Manifest
     rows_per_block: int
     num_rows: int
@@ -35,8 +37,9 @@ class PackedSource:
         self._pages, self._plan = pages, plan
         self.name, self.kind, self.manifest = pages.name, pages.kind, pages.manifest
         facts = plan.facts
-        self.note = f"{self.name}: {facts.pages:,} packed into {facts.rows:,} rows, {facts.fill:.0%} full"
-        self.identity = f"{pages.name}@{plan.identity[:12]}"
+        packed = f"{self.name}: {facts.pages:,} packed into {facts.rows:,} rows, {facts.fill:.1%} full"
+        self.note = "; ".join(filter(None, (packed, pages.note)))
+        self.identity = f"{pages.identity} packed {plan.identity[:12]}"
         self.num_rows = len(plan)
         # As many bytes of the file as a block of single pages.
         self.rows_per_block = max(1, pages.rows_per_block * self.num_rows // max(1, pages.num_rows))

@@ -84,6 +84,34 @@ class Progress:
             self._bar.close()
 
 
+class StatusLine:
+    """One line on standard error: written over on a terminal, written anew now and then in a log file."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to write again."""
+        now = time.monotonic()
+        if now - self._last < (0.1 if self._terminal else _SECONDS_BETWEEN_LINES):
+            return False
+        self._last = now
+        return True
+
+    def write(self, line: str) -> None:
+        """Show it."""
+        if self._terminal:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def duration(seconds: float) -> str:
     """A time as people say it: ``45 s``, ``12 min``, ``3.5 h``, ``2.1 days``."""
     for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):

@@ -11,6 +11,7 @@ from typing import Any
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import RenderingConfig, RenderingOverrides
 from megatron_pixel.data.manifest import manifest_path
+from megatron_pixel.data.packing import Content
 from megatron_pixel.data.stores import StringStore
 from megatron_pixel.rendering.fonts import FontFile, find_fonts
 from megatron_pixel.rendering.page import Page
@@ -58,6 +59,8 @@ class StringPages:
         self._key = key_of(self.config)
         self.fingerprint = hashlib.sha256(json.dumps([store.fingerprint, fingerprint]).encode()).hexdigest()
         """Differs wherever any pixel of any row may differ."""
+        self.content = Content(store.fingerprint, len(store), json.loads(json.dumps(fingerprint)))
+        """What a packing plan for its pages is made for."""
         self._changes = list(_changes(recorded, fingerprint))
         """What differs from the settings of the dataset and moves text from page to page."""
 

@@ -49,6 +49,9 @@ class Piece(NamedTuple):
     """Patches, the black end patch included."""
     tokens: np.ndarray | None = None
     """Integers [m]; None for a page alone."""
+    first_token: int | None = None
+    """Position id of the first token: by default the next one after the patches, in ``pair.layout: released`` the cap
+    of the patches, as if the padding between stood there."""
 
     @property
     def length(self) -> int:
@@ -219,7 +222,7 @@ def fill_documents(row: Row, pieces: Sequence[Piece]) -> Row:
     _check_length(sum(piece.length for piece in pieces), len(row.tokens), "positions")
     _clear(row, len(row.tokens))
     start = segment = 0
-    for patches, tokens in pieces:
+    for patches, tokens, first_token in pieces:
         middle = stop = start + patches
         row.modality[start:middle] = Modality.PATCH
         row.segment_ids[start:middle] = segment
@@ -233,6 +236,8 @@ def fill_documents(row: Row, pieces: Sequence[Piece]) -> Row:
             if row.patches is not None:
                 row.patches[middle:stop] = WHITE
         row.position_ids[start:stop] = np.arange(stop - start, dtype=np.int32)
+        if first_token is not None:
+            row.position_ids[middle:stop] += first_token - patches
         start = stop
     if row.patches is not None:
         row.patches[start:] = WHITE

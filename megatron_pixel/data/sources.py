@@ -1,7 +1,8 @@
 """Sources of rows: what stands between the datasets and the mixture, and the checks that they fit the model."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from megatron_pixel.config.errors import UserError
@@ -10,8 +11,7 @@ from megatron_pixel.config.mixture import parse_source
 from megatron_pixel.config.schema import DataConfig, ModelConfig, PairConfig, RenderingConfig, RenderingOverrides
 from megatron_pixel.data.manifest import Manifest, manifest_path
 from megatron_pixel.data.packed import PackedSource
-from megatron_pixel.data.packing import PackingPlan
-from megatron_pixel.data.rendered import StringPages
+from megatron_pixel.data.packing import Content, PackingPlan
 from megatron_pixel.data.rows import Kind, Piece, Row, fill_pair, fill_pixels, fill_text
 from megatron_pixel.data.split import TRAIN
 from megatron_pixel.data.stores import PageStore, PairStore, StringStore, TokenStore
@@ -70,6 +70,11 @@ class _DatasetSource:
         self.rows_per_block = _rows_per_block(self.manifest, store.split, num_rows)
         self.seq_length = model.seq_length
         self.patch_values = 0 if self.kind == Kind.TEXT else model.patch_size**2 * model.num_channels
+
+    @property
+    def content(self) -> Content:
+        """What a packing plan for its rows is made for."""
+        return Content(self.fingerprint, self.num_rows)
 
     def _new(self, index: int) -> Row:
         return Row.empty(self.seq_length, self.patch_values, (self.name, index))
@@ -143,6 +148,9 @@ class RenderedSource(_DatasetSource):
     kind = Kind.PIXEL
 
     def __init__(self, prefix: str, split: str, model: ModelConfig, rendering: RenderingOverrides, name: str) -> None:
+        # The renderer's compiled code: who reads rows that are drawn already imports neither it nor numba.
+        from megatron_pixel.data.rendered import StringPages
+
         store = StringStore(prefix, split)
         super().__init__(name, store, model, len(store))
         self._pages = StringPages(store, rendering)
@@ -151,11 +159,22 @@ class RenderedSource(_DatasetSource):
         self._model = model
         self.note = self._pages.note(name)
 
+    @property
+    def content(self) -> Content:
+        """What a packing plan for its rows is made for."""
+        return self._pages.content
+
     def row(self, index: int, out: Row | None = None) -> Row:
         """Row ``index``."""
         row = out or self._new(index)
-        patches = self._pages.page(index).patches(self._model.num_channels, row.page(self._model.patch_size))
-        return fill_pixels(row, len(patches))
+        return fill_pixels(row, self.piece(index, row, 0).patches)
+
+    def piece(self, index: int, row: Row, start: int) -> Piece:
+        """Draws page ``index`` from position ``start`` of a row on."""
+        page, room = self._pages.page(index), row.page(self._model.patch_size)[start:]
+        if page.num_patches > len(room):
+            raise ValueError(f"page {index} has {page.num_patches} patches, and its row room for {len(room)}")
+        return Piece(len(page.patches(self._model.num_channels, room)))
 
 
 class PairSource(_DatasetSource):
@@ -192,7 +211,8 @@ class PairSource(_DatasetSource):
         """Writes the page of pair ``index`` from position ``start`` of a row on."""
         room = row.page(self._model.patch_size)[start:]
         patches = self._store.patches(index, self._model.num_channels, room)
-        return Piece(len(patches), self._store.tokens[index])
+        first_token = self._pair.patches if self._pair.layout == "released" else None
+        return Piece(len(patches), self._store.tokens[index], first_token)
 
 
 def open_sources(
@@ -223,7 +243,7 @@ def open_sources(
             manifests[prefix] = source.manifest
     _check_same_tokenizer(manifests)
     _check_same_heldout(manifests)
-    _check_rendering_has_use(data, opened.get(Kind.PIXEL, ()))
+    _check_rendering_has_use(data, manifests.values() if Kind.PIXEL in opened else ())
     return opened
 
 
@@ -238,21 +258,28 @@ def _open(
     apart = data.packing == "documents"
     if kind == Kind.TEXT:
         return TextSource(prefix, split, model, name, apart)
-    if kind == Kind.PIXEL and Manifest.read(prefix).kind == StringStore.kind:
-        if apart:
-            raise UserError(
-                f"data.packing: documents needs pages whose lengths are known, and those of {prefix} are drawn when "
-                f"they are read: make a dataset of pixels (data_tools/preprocess.py pixels), or set --data.packing none"
-            )
-        return RenderedSource(prefix, split, model, data.rendering, name)
-    if kind == Kind.PIXEL:
-        pages: PixelSource | PairSource = PixelSource(prefix, split, model, name)
-    else:
+    options = ""
+    pages: PixelSource | RenderedSource | PairSource
+    if kind == Kind.PAIR:
         pages = PairSource(prefix, split, model, pair, name)
+    elif Manifest.read(prefix).kind == StringStore.kind:
+        pages = RenderedSource(prefix, split, model, data.rendering, name)
+        options = as_words(data.rendering)
+    else:
+        pages = PixelSource(prefix, split, model, name)
     # A document's loss does not depend on its row: held-out ones stay apart, and their figures comparable.
     if apart and split == TRAIN:
-        return PackedSource(pages, PackingPlan(prefix, split, model.seq_length, pages.fingerprint))
+        return PackedSource(pages, PackingPlan(prefix, split, model.seq_length, pages.content, options))
     return pages
+
+
+def as_words(rendering: RenderingOverrides) -> str:
+    """The settings that are given, as words of a command line, each with a space before it."""
+    words = ""
+    for name, (_, value) in diff(RenderingOverrides(), rendering).items():
+        values = value if isinstance(value, list) else [value]
+        words += f" --data.rendering.{name} {shlex.join(map(str, values))}"
+    return words
 
 
 def _names(kind: Kind, prefixes: list[str]) -> list[str]:
@@ -313,9 +340,9 @@ def _check_rendering(prefix: str, rendering: RenderingConfig, model: ModelConfig
         )
 
 
-def _check_rendering_has_use(data: DataConfig, pixels: Sequence[tuple[float, Source]]) -> None:
+def _check_rendering_has_use(data: DataConfig, manifests: Collection[Manifest]) -> None:
     given = diff(RenderingOverrides(), data.rendering)
-    if given and pixels and not any(isinstance(source, RenderedSource) for _, source in pixels):
+    if given and manifests and all(manifest.kind != StringStore.kind for manifest in manifests):
         names = ", ".join(f"data.rendering.{name}" for name in sorted(given))
         raise UserError(
             f"{names}: every dataset under data.pixels holds pages that are drawn already: leave the setting out, or "

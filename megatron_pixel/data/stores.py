@@ -21,6 +21,13 @@ from megatron_pixel.rendering.page import Page
 _OPTIONS = {"text": "data.text", "pixels": "data.pixels", "pairs": "data.pairs", "strings": "data.pixels"}
 
 
+def fingerprint_of(manifest: Manifest, split: str) -> str:
+    """SHA-256 over the names and hashes of the split's files and the codec: equal content, equal fingerprint."""
+    files = {name: file.sha256 for name, file in manifest.splits[split].files.items()}
+    content = json.dumps([files, [asdict(codec) for codec in manifest.codecs]], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 class _Store:
     """One split of a dataset. Opening reads the manifest and the headers of the indexes, never the data."""
 
@@ -41,11 +48,8 @@ class _Store:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the names and hashes of the split's files and the codec: equal content, equal fingerprint."""
-        entry = self.manifest.splits[self.split]
-        files = {name: file.sha256 for name, file in entry.files.items()}
-        content = json.dumps([files, [asdict(codec) for codec in self.manifest.codecs]], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        """What :func:`fingerprint_of` gives."""
+        return fingerprint_of(self.manifest, self.split)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.prefix, self.split)
@@ -139,6 +143,27 @@ class _Pages(_Store):
             return self._codecs.of_page(index).num_patches(self.pages[index].data)
         except DamagedPageError as error:
             self._refuse(index, error)
+
+    def lengths(self, first: int, stop: int) -> np.ndarray:
+        """Patches of the pages ``first`` to ``stop``, int32, in a fraction of the time of :meth:`num_patches` of each.
+
+        Raises UserError naming a damaged page.
+        """
+        data = self.pages.elements
+        parts = [np.empty(0, np.int32)]
+        for codec, begin, end in self._codecs.stretches(first, stop):
+            if isinstance(codec, UserError):
+                raise codec
+            starts, sizes = self.pages.pointers[begin:end], self.pages.sizes[begin:end]
+            if (starts < 0).any() or (sizes < 0).any() or (starts + sizes > len(data)).any():
+                raise UserError(f"{self.pages.path_prefix}.idx: pages {begin} to {end} lie outside the data: damaged")
+            try:
+                parts.append(codec.lengths(data, starts, sizes))
+            except DamagedPageError:
+                for page in range(begin, end):
+                    self.num_patches(page)  # names the page
+                raise
+        return np.concatenate(parts)
 
     def _refuse(self, index: int, error: DamagedPageError) -> NoReturn:
         raise UserError(

@@ -127,7 +127,7 @@ class SyntheticSource:
             words = self._language.words(rng, int(rng.integers(1, 4)))
             page = self._language.page(words, min(self._pair.patches, self.seq_length))
             tokens = self._language.document(words)[: self._pair.tokens] if self.kind == Kind.PAIR else None
-            piece = Piece(len(page), tokens)
+            piece = Piece(len(page), tokens, self._pair.patches if self._pair.layout == "released" else None)
             if start and start + piece.length > self.seq_length:
                 return
             row.page(page.shape[1])[start : start + len(page)] = page

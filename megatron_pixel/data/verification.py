@@ -14,6 +14,8 @@ import numpy as np
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.indexed import Index, read_index
 from megatron_pixel.data.manifest import CONTENTS, Manifest, content_prefix, manifest_digest, manifest_path
+from megatron_pixel.data.packing import plans_of
+from megatron_pixel.data.verification_packing import PlanReport, examine_plan
 from megatron_pixel.data.verification_tasks import MOST_PROBLEMS, Finding, Task, run_here, run_in_processes, task_bytes
 
 _CHUNK = 1 << 20
@@ -29,10 +31,12 @@ class Report:
     damaged_pages: Counter[str] = field(default_factory=Counter)
     """Damaged pages or pieces by file."""
     bytes: int = 0
-    """Read, files that were both hashed and decoded counted twice."""
+    """Read, files that were both hashed and decoded counted twice; without plans."""
     pages: int = 0
     """Pages and pieces of text that were decoded."""
     seconds: float = 0.0
+    plans: list[PlanReport] = field(default_factory=list)
+    """The packing plans beside it; what is wrong with them stands in ``findings``, too."""
 
     def problems(self) -> list[str]:
         """The findings as sentences; more damaged pages than are listed are counted."""
@@ -59,7 +63,7 @@ def examine(
 
     Always: the manifest itself, sizes of all files, every entry of the indexes, counts. ``full`` also hashes every
     file, decodes every page and counts its patches, decodes every piece of text, and looks for token ids outside the
-    vocabulary. A damaged file does not keep the others from being examined.
+    vocabulary. A damaged file does not keep the others from being examined. Packing plans are examined likewise.
 
     ``progress`` is called a few times a second with the report so far and the bytes that there are to read. Raises
     UserError where there is no dataset or a manifest that cannot be read at all.
@@ -116,7 +120,9 @@ def examine(
         if decoded[name] == counts.sequences and patches[name] != counts.patches:
             message = f"{prefix}.{name} holds {patches[name]:,} patches, its manifest says {counts.patches:,}"
             report.findings.append(Finding(name, message))
-    order = ["manifest.json", *manifest.all_files()]
+    report.plans = [examine_plan(prefix, plan, manifest, full) for plan in plans_of(prefix)]
+    report.findings += [finding for plan in report.plans for finding in plan.findings]
+    order = ["manifest.json", *manifest.all_files(), *(name for plan in report.plans for name in plan.sizes)]
     report.findings.sort(key=lambda finding: (order.index(finding.name), -1 if finding.page is None else finding.page))
     show()
     return report

@@ -108,10 +108,7 @@ def restore(
     changed = refuse_changes(state["config"], config, found.folder, sections=("model",) if imported else None)
     changed += refuse_other_data(state["data"], data, config.checkpoint.allow_changes, found.folder)
     if not changed and not imported and state["consumed"] != dict(consumed):
-        raise UserError(
-            f"{found.folder} had taken {state['consumed']} rows by step {found.step}; this run's data would have given "
-            f"{dict(consumed)}: the datasets are not those that the checkpoint was trained on"
-        )
+        raise UserError(f"{found.folder} {_other_rows(found.step, state['consumed'], consumed)}")
     partitions = Partitions(engine)
     rank = dist.get_rank()
     exact = _all_ranks(_same_pieces(found.folder, partitions))
@@ -130,6 +127,18 @@ def restore(
         draw_rng_state(config.training.seed, found.step, rank)
         origin = "canonical form" if state["form"] == CANONICAL else str(Layout(**state["layout"]))
     return Resumed(found.step, int(state["skipped_steps"]), changed, origin)
+
+
+def _other_rows(step: int, saved: Mapping[str, int], now: Mapping[str, int]) -> str:
+    """What the datasets of a checkpoint have given otherwise than those of this run would have."""
+    before, after = (
+        ", ".join(f"{count:,} of {name}" for name, count in mine.items() if others.get(name) != count)
+        for mine, others in ((saved, now), (now, saved))
+    )
+    return (
+        f"had taken other rows by step {step} ({before or 'none'}) than this run's data would have given "
+        f"({after or 'none'}): the datasets are not those that the checkpoint was trained on, or were packed anew"
+    )
 
 
 def _same_pieces(folder: Path, partitions: Partitions) -> bool:

@@ -11,7 +11,9 @@ from megatron_pixel.config.mixture import parse_source
 from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.data.manifest import Manifest
 from megatron_pixel.data.mixture import MixtureReader, kinds_of
+from megatron_pixel.data.packing import plans_of
 from megatron_pixel.data.sources import DATA_KEYS
+from megatron_pixel.data.verification_packing import examine_plan
 from megatron_pixel.data.verification_tasks import Task, run_here
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training import health
@@ -87,3 +89,8 @@ def _compare_hashes(config: RunConfig, rank: int, world_size: int) -> None:
         for outcome in run_here(prefix, Manifest.read(prefix), [Task("hash", name)], lambda read, pages: None):
             if outcome.findings:
                 raise UserError(f"{outcome.findings[0].message}; python data_tools/verify.py {prefix} tells the rest")
+    plan = f"train.packed{config.model.seq_length}"
+    for prefix in list(dict.fromkeys(prefixes))[rank::world_size] if config.data.packing == "documents" else []:
+        if plan in plans_of(prefix):
+            for finding in examine_plan(prefix, plan, Manifest.read(prefix), full=True).findings:
+                raise UserError(finding.message)

@@ -55,7 +55,6 @@ def synthetic(*overrides: str) -> RunConfig:
         (["--parallel.activation_checkpointing=0"], "'0' names layers that are not there; valid: 1-24"),
         (["--parallel.activation_checkpointing=5-3"], "'5-3' names layers that are not there; valid: 1-24"),
         (["--pair.patches=900"], "pair.patches 900 . pair.tokens 512 = 1412 .* model.seq_length 1024; .* 512 . 512"),
-        (["--data.packing=documents", "--pair.layout=released"], "data.packing: documents share rows without padding"),
         (["--data.mixture=4:4"], "data.mixture: '4:4': expected rows of a step as text:pixel:pair"),
         (["--data.mixture=0:0:0"], "data.mixture: '0:0:0': expected"),
         (["--data.mixture=1:-1:0"], "data.mixture: '1:-1:0': expected"),

@@ -22,6 +22,7 @@ from megatron_pixel.data.documents import DocumentReader
 from megatron_pixel.data.indexed import IndexedReader
 from megatron_pixel.data.loader import PrefetchLoader
 from megatron_pixel.data.mixture import open_heldout, open_training
+from megatron_pixel.data.packing_datasets import pack_dataset
 from megatron_pixel.data.preprocess_documents import Recipe
 from megatron_pixel.data.preprocessing import preprocess
 from megatron_pixel.data.rendered import StringPages, effective_config
@@ -87,6 +88,34 @@ class Dataset:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(tmp_path_factory.mktemp("rgb"), RenderingConfig(seq_length=LENGTH))
+
+
+def test_packed_rows_of_strings_are_those_of_pages(dataset: Dataset) -> None:
+    """Drawn into their places of a row, and only with the settings that they were measured with."""
+    model = dataset.model(seq_length=40)
+    for prefix in (dataset.pixels, dataset.strings):
+        pack_dataset(prefix, 40)
+    sources = []
+    for prefix in (dataset.pixels, dataset.strings):
+        data = DataConfig(pixels=[prefix], mixture="0:1:0", packing="documents")
+        sources += [source for _, source in open_sources([Kind.PIXEL], "train", data, model, PairConfig())[Kind.PIXEL]]
+    stored, drawn = sources
+    assert stored.num_rows == drawn.num_rows > 10
+    for index in range(stored.num_rows):
+        for name in ("patches", "modality", "position_ids", "segment_ids"):
+            np.testing.assert_array_equal(getattr(drawn.row(index), name), getattr(stored.row(index), name))
+    data.rendering.font_size = 7.0
+    with pytest.raises(UserError) as error:
+        open_sources([Kind.PIXEL], "train", data, model, PairConfig())
+    path = f"{dataset.strings}.train.packed40.json"
+    command = f"python data_tools/pack.py {dataset.strings} --seq-length 40 --data.rendering.font_size 7.0"
+    told = "was made for pages drawn with rendering.font_size 8.0, and they are drawn with 7.0"
+    assert str(error.value) == f"{path} {told}: {command} makes it again"
+    pack_dataset(dataset.strings, 40, rendering=data.rendering)
+    [(_, smaller)] = open_sources([Kind.PIXEL], "train", data, model, PairConfig())[Kind.PIXEL]
+    assert 0 < smaller.num_rows < drawn.num_rows
+    assert "is rendered with font_size 7.0 instead of 8.0" in smaller.note
+    smaller.row(smaller.num_rows - 1)
 
 
 def rendered(prefix: str, model: ModelConfig, split: str = "train", **overrides: object) -> RenderedSource:

@@ -28,6 +28,8 @@ def datasets(tool, corpus, model, font, tmp_path_factory) -> Path:
         ):
             words = ["--heldout-fraction", 0.2, *words]
             assert tool("preprocess", kind, "--input", corpus, "--output-prefix", folder / kind, *words).status == 0
+        for kind, length in (("pixels", 48), ("pairs", 96)):
+            assert tool("pack", folder / kind, "--seq-length", length).status == 0
     return folder
 
 
@@ -163,6 +165,26 @@ def test_one_wrong_bit_in_any_file_is_found_and_the_file_named(tool, datasets, t
         if path.name.endswith("pages.bin"):
             assert any("page " in line and str(path) in line for line in damages)
         path.write_bytes(before)
+
+
+def test_a_plan_of_other_pages_is_of_no_use_but_no_damage(tool, datasets, tmp_path):
+    for path in datasets.glob("pixels.*"):
+        shutil.copy(path, tmp_path)
+    for ending in ("bin", "idx", "json"):
+        shutil.copy(datasets / f"pairs.train.packed96.{ending}", tmp_path / f"pixels.train.packed48.{ending}")
+    plan = tmp_path / "pixels.train.packed96.json"
+    plan.write_text(json.dumps({"version": 1}))
+    result = tool("verify", tmp_path / "pixels")
+    assert result.status == 0
+    outdated = [line for line in result.out.splitlines() if "OUTDATED" in line]
+    again = f"python data_tools/pack.py {tmp_path / 'pixels'} --seq-length"
+    assert len(outdated) == 2
+    assert "packed48.json was made for other content than the dataset has (" in outdated[0]
+    assert outdated[0].endswith(f"{again} 48 makes it again")
+    assert outdated[1] == f"  OUTDATED {plan} is of version 1, and this program reads 2: {again} 96 makes it again"
+    plan.unlink()
+    (tmp_path / "pixels.train.packed48.bin").unlink()
+    assert "OUTDATED" in tool("verify", tmp_path / "pixels").out
 
 
 def test_processes_find_the_same(tool, datasets, tmp_path):

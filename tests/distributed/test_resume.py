@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.mixture import MixtureReader, open_training
+from megatron_pixel.data.packing import Content, PackedWindow, forget_plan, read_facts, write_plan
 from megatron_pixel.data.rows import Origin
 from megatron_pixel.parallel.mesh import Mesh, mesh
 from megatron_pixel.parallel.quiet import silence_libraries
@@ -23,6 +25,7 @@ from megatron_pixel.training.canonical import TENSORS, open_source
 from megatron_pixel.training.feeding import Prepared
 from megatron_pixel.training.loop import Trainer
 from tests.distributed.harness import run_ranks
+from tests.distributed.packed_data import make_packed
 from tests.distributed.tiny_run import Line, lines, tiny, train
 
 STEPS = ["--training.steps=6", "--training.micro_batch_rows=2"]
@@ -76,9 +79,9 @@ class rows_to:  # noqa: N801 (reads as the function that it would be)
         Trainer.step = self.original  # type: ignore[method-assign]
 
 
-def exact_resume(root: Path, here: Mesh, precision: str) -> dict[str, Any]:
+def exact_resume(root: Path, here: Mesh, *more: str) -> dict[str, Any]:
     """8 steps; 4, then 4 more; from there also the last 4 in another layout and other micro-batches."""
-    words = [*STEPS, "--training.steps=8", f"--training.precision={precision}", "--checkpoint.every=4"]
+    words = [*STEPS, "--training.steps=8", "--checkpoint.every=4", *more]
     other = ["--deepspeed_config=ds_configs/zero3.json", "--training.micro_batch_rows=1", "--evaluation.rows=0"]
     rows: dict[str, dict[int, list[Origin]]] = {"whole": {}, "parts": {}, "other": {}}
     with rows_to(rows["whole"]):
@@ -196,13 +199,37 @@ def not_finite(root: Path, here: Mesh) -> str:
         run_module.Run._record = original  # type: ignore[method-assign]
 
 
-def everything(folder: str) -> dict[str, Any]:
+def packed_anew(root: Path, here: Mesh, words: Sequence[str]) -> dict[str, str]:
+    """A packed run that resumes where a plan was made anew: with other rows, for rows of another length, not at all."""
+    step_4 = root / "parts" / "checkpoints" / "step-00000004"
+    plan = Path(next(word for word in words if word.startswith("--data.pairs=")).partition("=")[2] + ".train.packed32")
+    kept = {path: path.read_bytes() for ending in ("json", "bin", "idx") for path in [Path(f"{plan}.{ending}")]}
+    go_on = tiny(root / "anew", *STEPS, "--training.steps=8", *words, f"--checkpoint.resume={step_4}")
+    facts = read_facts(str(plan))
+    alone = PackedWindow(np.arange(facts.pages, dtype=np.uint16), np.ones(facts.pages, np.int32), facts.positions)
+    said = {}
+    write_plan(str(plan), Content(facts.fingerprint, facts.pages), facts.seq_length, [alone])
+    said["other rows"] = told(go_on, here)
+    write_plan(str(plan), Content(facts.fingerprint, facts.pages), 16, [alone])
+    said["other length"] = told(go_on, here)
+    forget_plan(str(plan))
+    said["no plan"] = told(go_on, here)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    said["the same plan"] = told(go_on, here)
+    apart = tiny(root / "apart", *words, "--data.packing=none", f"--checkpoint.resume={step_4}")
+    return said | {"not packed": told(apart, here)}
+
+
+def everything(folder: str, packed: Sequence[str]) -> dict[str, Any]:
     silence_libraries()
     root = Path(folder)
     with mesh(tiny(folder).parallel) as here:
         return {
-            "fp32": exact_resume(root / "fp32", here, "fp32"),
-            "bf16": exact_resume(root / "bf16", here, "bf16"),
+            "fp32": exact_resume(root / "fp32", here, "--training.precision=fp32"),
+            "bf16": exact_resume(root / "bf16", here, "--training.precision=bf16"),
+            "packed": exact_resume(root / "packed", here, *packed),
+            "packed anew": packed_anew(root / "packed", here, packed) if here.world_size == 1 else {},
             "damaged": damaged_checkpoints(root / "damaged", here),
             "refused": refusals(root / "refused", here),
             "signalled": signalled(root / "signalled", here),
@@ -210,26 +237,36 @@ def everything(folder: str) -> dict[str, Any]:
         }
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words of a run on packed pages, strings, pairs and text."""
+    return make_packed(tmp_path_factory.mktemp("packed"))
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["1-process", "2-processes"])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(
+    request: pytest.FixtureRequest, packed: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("resume")
-    return run_ranks(everything, request.param, (str(folder),), timeout=300)[0] | {"folder": folder}
+    result: dict[str, Any] = run_ranks(everything, request.param, (str(folder), packed), timeout=300)[0]
+    return result | {"folder": folder}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_four_steps_and_four_more_are_eight(found: dict[str, Any], precision: str) -> None:
-    result = found[precision]
+RUNS = ["fp32", "bf16", "packed"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_four_steps_and_four_more_are_eight(found: dict[str, Any], run: str) -> None:
+    result = found[run]
     assert [line["step"] for line in result["whole"]] == [*range(1, 9), 8]
     assert result["parts"] == result["whole"]
     assert result["checkpoints"]["whole"] == ["step-00000004", "step-00000008"], "keep is 2"
     assert result["checkpoints"]["parts"] == ["step-00000004", "step-00000008"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_weights_and_moments_are_bitwise_those_of_a_run_that_never_stopped(
-    found: dict[str, Any], precision: str
-) -> None:
-    root = found["folder"] / precision
+@pytest.mark.parametrize("run", RUNS)
+def test_weights_and_moments_are_bitwise_those_of_a_run_that_never_stopped(found: dict[str, Any], run: str) -> None:
+    root = found["folder"] / run
     four, whole, parts = (
         open_source(root / name / "checkpoints" / f"step-{step:08d}")
         for name, step in (("parts", 4), ("whole", 8), ("parts", 8))
@@ -241,10 +278,10 @@ def test_weights_and_moments_are_bitwise_those_of_a_run_that_never_stopped(
             assert not torch.equal(four.read(name, what), expected), "the last four steps changed nothing"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resumed_run_reads_the_same_rows_in_any_layout(found: dict[str, Any], precision: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_a_resumed_run_reads_the_same_rows_in_any_layout(found: dict[str, Any], packed: list[str], run: str) -> None:
     """Those that one process reads which never stops, worked out here without a run."""
-    config = tiny("unused", *STEPS, "--training.steps=8")
+    config = tiny("unused", *STEPS, "--training.steps=8", *(packed if run == "packed" else []))
     reader = open_training(config.data, config.model, config.pair, config.training, dp_size=1)
     one = {
         step + 1: sorted(
@@ -254,10 +291,26 @@ def test_a_resumed_run_reads_the_same_rows_in_any_layout(found: dict[str, Any], 
         )
         for step in range(8)
     }
-    rows = found[precision]["rows"]
+    rows = found[run]["rows"]
     assert rows["whole"] == one
     assert rows["parts"] == one
     assert rows["other"] == {step: one[step] for step in range(5, 9)}
+
+
+@pytest.mark.parametrize("found", [1], indirect=True, ids=["1-process"])
+def test_a_resume_with_another_packing_plan_is_refused(found: dict[str, Any]) -> None:
+    said = found["packed anew"]
+    assert re.fullmatch(
+        r"(?s).*error: \S+ had taken other rows by step 4 \((16) of pair:pairs@(\w+) packed (\w+)\) than this run's "
+        r"data would have given \(\1 of pair:pairs@\2 packed (?!\3)\w+\): the datasets are not those that the "
+        r"checkpoint was trained on, or were packed anew\n",
+        said["other rows"],
+    ), said["other rows"]
+    again = r"python data_tools/pack\.py \S+/pairs --seq-length 32 makes"
+    assert re.fullmatch(rf"error: \S+ is a plan for rows of 16 positions: {again} another\n", said["other length"])
+    assert re.fullmatch(rf"error: data\.packing: .* which does not exist: {again} it\n", said["no plan"])
+    assert "done: 8 steps" in said["the same plan"]
+    assert "data.packing: documents in the checkpoint, none now" in said["not packed"]
 
 
 @pytest.mark.parametrize(

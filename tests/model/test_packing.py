@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from megatron_pixel.config.schema import ModelConfig
-from megatron_pixel.data.rows import Kind, MicroBatch, Piece, Row, fill_documents, fill_text, stack_rows
+from megatron_pixel.data.rows import Kind, MicroBatch, Piece, Row, fill_documents, fill_pair, fill_text, stack_rows
 from megatron_pixel.model import attention
 from megatron_pixel.model.attention import Documents
 from megatron_pixel.model.batch import Header, to_tensors
@@ -68,6 +68,36 @@ def test_losses_and_gradients_are_those_of_the_documents_alone(small: ModelConfi
         torch.testing.assert_close(each, found[1][name], rtol=1e-6, atol=1e-6)
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_released_pairs_need_no_padding_where_they_share_a_row(small: ModelConfig) -> None:
+    """In ``pair.layout: released`` tokens begin at a fixed position; packed, their position ids alone say so."""
+    network, objectives = build(small)
+    cap, values = 8, small.patch_size**2 * small.num_channels
+    packed, alone = list[Row](), list[Row]()
+    for number, row_lengths in enumerate(LENGTHS):
+        shared = Row.empty(small.seq_length, values, ("pair", number))
+        pieces: list[Piece] = []
+        for length in row_lengths:
+            start, seed = sum(piece.length for piece in pieces), len(alone)
+            pieces.append(document(Kind.PAIR, small, shared, start, length, seed)._replace(first_token=cap))
+            own = Row.empty(small.seq_length, values, ("pair", 10 + seed))
+            patches, tokens, _ = document(Kind.PAIR, small, own, 0, length, seed)
+            assert tokens is not None
+            alone.append(fill_pair(own, patches, tokens, "released", cap))
+        packed.append(fill_documents(shared, pieces))
+    batches = [to_tensors(stack_rows(Kind.PAIR, rows), objectives) for rows in (packed, alone)]
+    headers = [Header.read(batch.inputs.header) for batch in batches]
+    assert [(header.documents, header.inner_padding) for header in headers] == [(6, False), (0, True)]
+    assert batches[0].counts == batches[1].counts
+    mine, theirs = (losses(network(batch.inputs), batch.labels, objectives) for batch in batches)
+    for name, term in mine.items():
+        assert term.each is not None
+        torch.testing.assert_close(term.each, theirs[name].each, rtol=1e-6, atol=1e-6)
+    compact = to_tensors(rows_of(Kind.PAIR, small, LENGTHS), objectives)
+    near = losses(network(compact.inputs), compact.labels, objectives)["token"].each
+    assert near is not None
+    assert not torch.allclose(near, mine["token"].each, rtol=1e-5), "the distance matters"
 
 
 @pytest.mark.parametrize("kind", Kind)

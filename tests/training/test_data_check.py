@@ -12,6 +12,7 @@ from megatron_pixel.config.schema import DataConfig, GuardsConfig, ModelConfig, 
 from megatron_pixel.data.documents import DocumentReader
 from megatron_pixel.data.indexed import IndexedReader
 from megatron_pixel.data.mixture import open_training
+from megatron_pixel.data.packing_datasets import pack_dataset
 from megatron_pixel.data.preprocess_documents import Recipe
 from megatron_pixel.data.preprocessing import preprocess
 from megatron_pixel.parallel.mesh import Mesh
@@ -32,13 +33,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check(folder: Path, how: Any, here: Mesh, rank: int = 0, ranks: int = 1) -> None:
+def check(folder: Path, how: Any, here: Mesh, rank: int = 0, ranks: int = 1, packing: Any = "none") -> None:
     model = ModelConfig(vocab_size=32, seq_length=32, patch_size=16, num_channels=1)
-    data = DataConfig(pixels=[str(folder / "pages")], mixture="0:1:0")
+    data = DataConfig(pixels=[str(folder / "pages")], mixture="0:1:0", packing=packing)
     config = RunConfig(model=model, data=data, guards=GuardsConfig(check_data=how))
     config.training.global_batch_rows = config.training.micro_batch_rows = 4
     reader = open_training(config.data, config.model, config.pair, config.training, 1)
-    assert reader.num_rows(next(iter(reader.mixture.rows_per_step))) == ROWS
+    assert (reader.num_rows(next(iter(reader.mixture.rows_per_step))) == ROWS) == (packing == "none")
     mesh: Any = SimpleNamespace(rank=rank, world_size=ranks)
     check_data(config, reader, mesh)
 
@@ -53,6 +54,21 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     content[int(IndexedReader(f"{tmp_path}/pages.train.pages").pointers[DAMAGED]) + 19] ^= 1
     pages.write_bytes(content)
     return tmp_path
+
+
+def test_a_wrong_bit_in_a_packing_plan_is_named(whole: Path, tmp_path: Path, one_process: Mesh) -> None:
+    for path in whole.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    pack_dataset(str(tmp_path / "pages"), 32)
+    check(tmp_path, "hashes", one_process, packing="documents")
+    plan = tmp_path / "pages.train.packed32.bin"
+    content = bytearray(plan.read_bytes())
+    content[0] ^= 1  # two pages in the places of each other, or one twice
+    plan.write_bytes(content)
+    check(tmp_path, "hashes", one_process)
+    check(tmp_path, "rows", one_process, packing="documents")
+    with pytest.raises(UserError, match=f"{plan}: the content differs from what was written"):
+        check(tmp_path, "hashes", one_process, packing="documents")
 
 
 @pytest.mark.parametrize("how", ["rows", "hashes", "none"])
