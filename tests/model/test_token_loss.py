@@ -27,13 +27,15 @@ def expected(hidden: Tensor, weight: Tensor, ids: Tensor, factor: float) -> tupl
     return each.detach(), hidden.grad, weight.grad
 
 
+@pytest.mark.parametrize("aligned", [1, 8])
 @pytest.mark.parametrize(("chunk", "cached"), [(2048, 1 << 19), (2048, 4 * V), (5, 1 << 19), (5, V)])
 @pytest.mark.parametrize(
     ("dtype", "close"), [(torch.float32, {"rtol": 1e-5, "atol": 1e-5}), (torch.bfloat16, {"rtol": 0.02, "atol": 0.3})]
 )
 def test_loss_and_gradients_equal_torchs(
-    chunk: int, cached: int, dtype: torch.dtype, close: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    chunk: int, cached: int, aligned: int, dtype: torch.dtype, close: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(token_loss, "ALIGNED", aligned)
     monkeypatch.setattr(token_loss, "CHUNK", chunk)
     monkeypatch.setattr(token_loss, "CACHED", cached)
     hidden, weight, ids = example(dtype)
