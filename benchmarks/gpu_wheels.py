@@ -102,14 +102,19 @@ def install(folder: Path) -> Path | None:
         raise WheelsError(
             f"--wheels {folder}: no wheels in it; make them with python benchmarks/gpu.py --collect {folder}"
         )
-    names = [path.name.split("-")[:2] for path in wheels]
-    wanted = [f"{name}=={number}" for name, number in names if _lacks(normalized(name), number)]
-    if not wanted:
-        return None
-    target = Path(tempfile.mkdtemp(prefix="site-"))
-    words = ["install", "--no-index", "--find-links", str(folder), "--no-deps", "--no-compile", "--target", str(target)]
+    named = {path: path.name.split("-")[:2] for path in wheels}
+    lacking = {path: (name, number) for path, (name, number) in named.items() if _lacks(normalized(name), number)}
+    if not lacking:
+        return False
+    if find_spec("pip") is None:  # a wheel is an archive of what it installs
+        for path in lacking:
+            with zipfile.ZipFile(path) as wheel:
+                wheel.extractall(site)
+        return True
+    wanted = [f"{name}=={number}" for name, number in lacking.values()]
+    words = ["install", "--no-index", "--find-links", str(folder), "--no-deps", "--no-compile", "--target", str(site)]
     _pip([*words, *wanted], f"--wheels {folder}")
-    return target
+    return True
 
 
 def normalized(name: str) -> str:

@@ -96,14 +96,15 @@ def dataloader(result: Result) -> str:
         ]
         for form, title in forms.items()
     ]
-    shown = table(head, rows)
+    eaten = number(result["gpu"]["rows_per_second"])
+    shown = f"{table(head, rows)}\n\nA 350M model at half the peak of an H200-class GPU eats {eaten} rows a second."
     if "step" not in result:
         return shown
     step = result["step"]
     fed = " and ".join(f"{number(result[form]['steps_fed'])} times as many ({title})" for form, title in forms.items())
     gpus = " and ".join(f"{number(result[form]['gpus_fed'])}" for form in forms)
     return (
-        f"{shown}\n\nA step of {step['layers']} layers of width {step['hidden']} takes "
+        f"{shown} A step of {step['layers']} layers of width {step['hidden']} takes "
         f"{number(step['rows_per_second'])} rows a second on the same machine: the loader builds {fed}, enough for "
         f"{gpus} H200-class GPUs."
     )
