@@ -2,7 +2,8 @@
 """What do the paper's four runs take? Positions, hours, disk and source text of the full recipes.
 
 The tables of docs/reproduce.md are this program's output. Everything is arithmetic on the recipes, on the paper's
-Table 7 and on the assumptions below, each of which is an option; nothing is measured here.
+Table 7 and on the assumptions of the last table, each of which is an option. Those about pages and their rendering are
+measurements of this project, read from benchmarks/results; nothing is measured here.
 
     python benchmarks/plan.py
     python benchmarks/plan.py --devices 64 --peak-tflops 989 --mfu 0.35
@@ -13,12 +14,13 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.result_file import RESULTS
 from megatron_pixel.config import RunConfig, load_config
 from megatron_pixel.config.mixture import parse_mixture, parse_source, rows_per_kind
 from megatron_pixel.training.throughput import flops_per_step
@@ -27,6 +29,8 @@ RECIPES = Path(__file__).resolve().parents[1] / "megatron_pixel" / "config" / "r
 SYSTEMS = {"textgpt": "TextGPT", "pixelgpt": "PixelGPT", "monogpt": "MonoGPT", "dualgpt": "DualGPT"}
 BYTES_PER_TOKEN = 2
 """Token files hold 16-bit numbers for a vocabulary of 32,000."""
+PAGE = 1024
+"""Patches of a page, where bytes and documents are told by the page."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,21 +65,63 @@ SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """What the estimates rest on besides the recipes."""
+    """What the estimates rest on besides the recipes; :func:`stated` tells defaults, meaning and origin of each."""
 
-    devices: int = 32
-    peak_tflops: float = 312.0
-    """Of one device, dense bf16; 312 for an A100."""
-    mfu: float = 0.4
-    """Share of the peak that the model's own operations reach."""
-    bytes_per_page: float = 910.0
-    """Of a page of 1,024 patches on disk; 249 English speeches of 12 MB made 4,659 pages of 906 bytes."""
-    pages_per_core_second: float = 1000.0
-    """Rendered, encoded and written by one core, rounded down."""
-    characters_per_patch: float = 2.62
-    """The same 12 MB of English filled 4,638,043 patches."""
-    characters_per_token: float = 4.0
-    """Of English text in a vocabulary of 32,000, roughly."""
+    devices: int
+    peak_tflops: float
+    mfu: float
+    bytes_per_page: float
+    pages_per_core_second: float
+    characters_per_patch: float
+    characters_per_token: float
+
+
+class Stated(NamedTuple):
+    """An assumption: its default, what it means, and where it is from."""
+
+    value: float
+    meaning: str
+    origin: str
+
+
+def stated() -> dict[str, Stated]:
+    """Every assumption by its name; what this project has measured comes from its committed results."""
+    english = read("storage")["english"]
+    preprocessing = read("preprocessing")
+    documents = preprocessing["extrapolation"]["documents_per_second_and_process"]
+    run = next(iter(preprocessing["runs"].values()))
+    patches = english["patches_per_page"]
+    return {
+        "devices": Stated(32, "GPUs", "the paper, appendix D"),
+        "peak_tflops": Stated(312.0, "TFLOP/s of one of them, dense bf16", "an A100's data sheet"),
+        "mfu": Stated(0.4, "share of it that the model's own operations reach", "assumed"),
+        "bytes_per_page": Stated(
+            three_digits(english["bytes_per_page"] * PAGE / patches),
+            f"bytes of {PAGE:,} patches on disk",
+            "English in `results/storage.json`",
+        ),
+        "pages_per_core_second": Stated(
+            three_digits(documents * run["pages"] / run["documents"]),
+            "pages that a core renders, encodes and writes in a second",
+            "`results/preprocessing.json`",
+        ),
+        "characters_per_patch": Stated(
+            three_digits(english["characters_per_page"] / patches),
+            "characters of a patch",
+            "English in `results/storage.json`",
+        ),
+        "characters_per_token": Stated(4.0, "characters of a token, of 32,000", "assumed"),
+    }
+
+
+def read(name: str) -> dict[str, Any]:
+    """A committed result."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def plan(config: RunConfig, given: Assumptions) -> dict[str, Any]:
@@ -125,7 +171,7 @@ def _disk(section: str, shares: dict[str, float], given: Assumptions) -> float:
         if section != "pixels":
             size += share * source.tokens * 1e9 * BYTES_PER_TOKEN
         if section != "text":
-            size += share * source.patches(given) * given.bytes_per_page / 1024
+            size += share * source.patches(given) * given.bytes_per_page / PAGE
     return size
 
 
@@ -142,6 +188,10 @@ def runs_table(plans: dict[str, dict[str, Any]]) -> str:
             f"| {SYSTEMS[name]} | {figures['steps']:,} | {rows} | {tokens:.1f} | {patches:.1f} "
             f"| {figures['flops'] / 1e20:.2f} | {figures['hours']:.0f} |"
         )
+    token, patch = (
+        plans[name]["flops"] / plans[name][of] for name, of in (("textgpt", "tokens"), ("pixelgpt", "patches"))
+    )
+    lines += ["", f"A token costs {token / 1e9:.1f} x 10^9 operations, a patch {patch / 1e9:.1f} x 10^9."]
     return "\n".join(lines)
 
 
@@ -177,28 +227,43 @@ def corpora_table(given: Assumptions) -> str:
         "|---|---|---|---|---|---|",
     ]
     for source in SOURCES.values():
-        pages, patches = source.pages(given, 1024), source.patches(given)
+        pages, patches = source.pages(given, PAGE), source.patches(given)
         token_tb = source.tokens * 1e9 * BYTES_PER_TOKEN / 1e12
-        page_tb = patches / 1024 * given.bytes_per_page / 1e12
+        page_tb = patches / PAGE * given.bytes_per_page / 1e12
         lines.append(
             f"| {source.title} | {source.documents:,} | {token_tb:.2f} | {pages / 1e6:,.0f} "
-            f"| {patches / pages / 1024:.0%} | {page_tb:.2f} |"
+            f"| {patches / pages / PAGE:.0%} | {page_tb:.2f} |"
         )
     return "\n".join(lines)
+
+
+def assumptions_table(given: Assumptions, known: Mapping[str, Stated]) -> str:
+    """What all of it rests on, a line an option."""
+    lines = ["| option | value | what it is | from |", "|---|---|---|---|"]
+    for name, value in dataclasses.asdict(given).items():
+        origin = known[name].origin if value == known[name].value else "given"
+        lines.append(f"| `{option(name)}` | {value:g} | {known[name].meaning} | {origin} |")
+    return "\n".join(lines)
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def main() -> None:
     """Print the tables, and write the figures where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in dataclasses.fields(Assumptions):
-        option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
+    known = stated()
+    for name, (value, meaning, origin) in known.items():
+        text = f"{meaning} (default: %(default)s; {origin})"
+        parser.add_argument(option(name), type=type(value), default=value, help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = vars(parser.parse_args())
     target = options.pop("json")
     given = Assumptions(**options)
     plans = {name: plan(load_config(RECIPES / f"{name}.yaml"), given) for name in SYSTEMS}
-    tables = runs_table(plans), disk_table(plans), sources_table(plans), corpora_table(given)
+    tables = [runs_table(plans), disk_table(plans), sources_table(plans), corpora_table(given)]
+    tables.append(assumptions_table(given, known))
     print("\n\n".join(tables))
     if target:
         report = {
