@@ -15,25 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from benchmarks.llama_config import llama_config
 from benchmarks.result_file import add_json_argument, write
+from megatron_pixel.config.schema import ModelConfig, ParallelConfig
 
 SIZES = {
-    "tiny": {"layers": 4, "hidden": 192, "heads": 6, "kv_heads": 3, "ffn": 512, "vocab_size": 4096, "seq_length": 256},
-    "paper": {
-        "layers": 24,
-        "hidden": 1024,
-        "heads": 16,
-        "kv_heads": 8,
-        "ffn": 2816,
-        "vocab_size": 32000,
-        "seq_length": 1024,
-    },
+    "tiny": ModelConfig(layers=4, hidden=192, heads=6, kv_heads=3, ffn=512, vocab_size=4096, seq_length=256),
+    "paper": ModelConfig(),
 }
 BATCH, MICRO, WARM_UP = 32, 16, 4
 
@@ -50,7 +46,6 @@ def ours(size: str, steps: int) -> dict[str, float]:
     import torch
 
     from megatron_pixel.config.finetuning import FinetuningConfig
-    from megatron_pixel.config.schema import ModelConfig, ParallelConfig
     from megatron_pixel.finetuning.batches import RowBuilder
     from megatron_pixel.finetuning.classifier import Score, build_classifier, freeze_unused
     from megatron_pixel.finetuning.sets import EncodedSet
@@ -60,7 +55,7 @@ def ours(size: str, steps: int) -> dict[str, float]:
     from megatron_pixel.parallel.engine import build_engine, merged_config
     from megatron_pixel.parallel.mesh import mesh
 
-    rows = made_up_rows(4096, SIZES[size]["vocab_size"])
+    rows = made_up_rows(4096, SIZES[size].vocab_size)
     counts = np.array([len(row) for row in rows])
     flat, offsets = np.concatenate(rows).astype(np.int32), np.concatenate([[0], np.cumsum(counts)])
     nothing = np.zeros(len(rows) + 1, np.int64)
@@ -72,11 +67,10 @@ def ours(size: str, steps: int) -> dict[str, float]:
     config.training.steps = steps + WARM_UP
     config.training.precision = "bf16" if torch.cuda.is_available() else "fp32"
     config.optimizer.warmup_steps = 1
-    model = ModelConfig(**SIZES[size])
     score = Score("text", 2)
     seconds: list[float] = []
     with mesh(ParallelConfig()) as here:
-        network = build_classifier(model, score, 1).to(here.device)
+        network = build_classifier(SIZES[size], score, 1).to(here.device)
         freeze_unused(network, "text")
         file = DeepSpeedFile(config.deepspeed_config)
         merged = merged_config(file, config.training, config.optimizer, BATCH // MICRO, here.device.type == "cuda")
@@ -97,36 +91,22 @@ def theirs(size: str, steps: int) -> dict[str, float]:
     import torch
     from transformers import (
         DataCollatorWithPadding,
-        LlamaConfig,
         LlamaForSequenceClassification,
         Trainer,
         TrainerCallback,
         TrainingArguments,
     )
 
-    shape = SIZES[size]
-    model = LlamaForSequenceClassification(
-        LlamaConfig(
-            vocab_size=shape["vocab_size"],
-            hidden_size=shape["hidden"],
-            intermediate_size=shape["ffn"],
-            num_hidden_layers=shape["layers"],
-            num_attention_heads=shape["heads"],
-            num_key_value_heads=shape["kv_heads"],
-            max_position_embeddings=shape["seq_length"],
-            pad_token_id=0,
-            num_labels=2,
-        )
-    )
-    rows = made_up_rows(4096, shape["vocab_size"])
+    model = LlamaForSequenceClassification(llama_config(SIZES[size], pad_token_id=0, num_labels=2))
+    rows = made_up_rows(4096, SIZES[size].vocab_size)
     dataset = [{"input_ids": row, "attention_mask": [1] * len(row), "labels": i % 2} for i, row in enumerate(rows)]
     times: list[float] = []
 
     class Clock(TrainerCallback):
-        def on_step_begin(self, *_, **__):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
             times.append(-time.perf_counter())
 
-        def on_step_end(self, *_, **__):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             times[-1] += time.perf_counter()
 
     class Padding:
@@ -135,7 +115,7 @@ def theirs(size: str, steps: int) -> dict[str, float]:
         padding_side = "right"
         deprecation_warnings: dict[str, bool] = {}  # noqa: RUF012 - the collator writes into it
 
-        def pad(self, features, padding=True, max_length=None, pad_to_multiple_of=8, return_tensors="pt"):
+        def pad(self, features: Sequence[Mapping[str, Any]], **_: Any) -> dict[str, torch.Tensor]:
             longest = -(-max(len(f["input_ids"]) for f in features) // 8) * 8
             filled = {
                 key: torch.tensor([f[key] + [0] * (longest - len(f[key])) for f in features])
@@ -155,7 +135,7 @@ def theirs(size: str, steps: int) -> dict[str, float]:
             logging_strategy="no",
             disable_tqdm=True,
         )
-        collator = DataCollatorWithPadding(Padding(), pad_to_multiple_of=8)  # type: ignore[arg-type]
+        collator = DataCollatorWithPadding(Padding(), pad_to_multiple_of=8)
         trainer = Trainer(
             model=model, args=arguments, train_dataset=dataset, data_collator=collator, callbacks=[Clock()]
         )
@@ -184,7 +164,7 @@ def encoding() -> dict[str, float]:
     return found
 
 
-def _count(model) -> int:
+def _count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 

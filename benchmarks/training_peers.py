@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.llama_config import llama_config
 from benchmarks.training_run import accumulate, rows_of
 from megatron_pixel.config.schema import ModelConfig, RunConfig
 from megatron_pixel.data.mixture import MixtureReader
@@ -47,25 +48,11 @@ class HuggingFace(PeerModel):
     kinds = ("text", "pixel", "pair", "mix")
 
     def __init__(self, model: ModelConfig) -> None:
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import LlamaForCausalLM
 
         super().__init__()
         values = model.patch_size**2 * model.num_channels
-        config = LlamaConfig(
-            vocab_size=model.vocab_size,
-            hidden_size=model.hidden,
-            intermediate_size=model.ffn,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.heads,
-            num_key_value_heads=model.kv_heads,
-            max_position_embeddings=model.seq_length,
-            rms_norm_eps=model.norm_eps,
-            rope_theta=model.rope_theta,
-            tie_word_embeddings=False,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
-        self.llama = LlamaForCausalLM(config)
+        self.llama = LlamaForCausalLM(llama_config(model, use_cache=False, attn_implementation="sdpa"))
         self.projection = nn.Linear(values, model.hidden)
         self.norm = nn.LayerNorm(model.hidden, eps=1e-5)
         self.pixel_head = nn.Linear(model.hidden, values, bias=False)
@@ -97,6 +84,8 @@ class HuggingFace(PeerModel):
         if labels is not None:
             # The argument `labels` only switches the loss on; `shift_labels` are those that it takes.
             return self.llama(input_ids=tokens, labels=labels, shift_labels=labels).loss
+        assert patches is not None
+        assert patch_places is not None
         embedded = self.norm(self.projection(patches.to(self.projection.weight.dtype).div_(255)))
         if is_patch is not None:
             embedded = torch.where(is_patch.unsqueeze(-1), embedded, self.llama.model.embed_tokens(tokens))
@@ -105,7 +94,7 @@ class HuggingFace(PeerModel):
         variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
         predicted = self.pixel_head(hidden.index_select(0, patch_places)).float()
         loss = F.mse_loss(predicted, (pixels - mean) / (variance + 1e-6).sqrt())
-        if token_places is not None:
+        if tokens is not None and token_places is not None:
             logits = self.llama.lm_head(hidden.index_select(0, token_places)).float()
             loss = loss + F.cross_entropy(logits, tokens.flatten().index_select(0, token_places + 1))
         return loss

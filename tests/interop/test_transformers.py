@@ -11,10 +11,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaConfig,
     LlamaForCausalLM,
 )
 
+from benchmarks.llama_config import llama_config
 from megatron_pixel.api import load
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.tokenizer import Tokenizer
@@ -140,13 +140,8 @@ def test_a_classifier_scores_the_last_real_position(tmp_path: Path, tokenizer: P
 
 def llama(tied: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(4)
-    config = LlamaConfig(
-        vocab_size=SMALL.vocab_size,
-        hidden_size=SMALL.hidden,
-        intermediate_size=SMALL.ffn,
-        num_hidden_layers=SMALL.layers,
-        num_attention_heads=SMALL.heads,
-        num_key_value_heads=SMALL.kv_heads,
+    config = llama_config(
+        SMALL,
         max_position_embeddings=64,
         rms_norm_eps=1e-6,
         rope_theta=500.0,

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from benchmarks.llama_config import llama_config
 from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.data.rows import Kind, Modality
 from megatron_pixel.model.batch import Batch
@@ -15,20 +16,7 @@ from tests.model.helpers import batch_of, build, hidden_states
 
 def as_llama(model: ModelConfig, network: nn.Sequential) -> LlamaForCausalLM:
     """Megatron's fused matrices taken apart: linear_qkv holds, group by group, its queries, its key and its value."""
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=model.vocab_size,
-            hidden_size=model.hidden,
-            intermediate_size=model.ffn,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.heads,
-            num_key_value_heads=model.kv_heads,
-            rms_norm_eps=model.norm_eps,
-            rope_theta=model.rope_theta,
-            tie_word_embeddings=False,
-            attn_implementation="eager",
-        )
-    )
+    llama = LlamaForCausalLM(llama_config(model, attn_implementation="eager"))
     width, per_group = model.hidden // model.heads, model.heads // model.kv_heads
     state: dict[str, Tensor] = {
         "model.embed_tokens.weight": network[0].tokens.weight,
