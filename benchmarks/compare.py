@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -205,7 +205,7 @@ def _setup(run: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in run.items() if key != "date"}, "command": " ".join(words)}
 
 
-def _is_number(value: Leaf) -> bool:
+def _is_number(value: Leaf) -> TypeGuard[float]:
     return isinstance(value, bool | int | float)
 
 

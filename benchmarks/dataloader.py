@@ -35,7 +35,7 @@ from megatron_pixel.config.schema import DataConfig, ModelConfig, PairConfig, Re
 from megatron_pixel.data.loader import PrefetchLoader
 from megatron_pixel.data.mixture import MixtureReader, open_training
 from megatron_pixel.data.rendered import StringPages, renderer_for
-from megatron_pixel.data.rows import Modality, Row, fill_pixels
+from megatron_pixel.data.rows import MicroBatch, Modality, Row, fill_pixels
 from megatron_pixel.data.stores import PageStore, StringStore
 
 GPU_PATCHES = 210_000
@@ -131,7 +131,7 @@ def open_reader(prefix: str, micro_batch_rows: int = MICRO_BATCH_ROWS) -> Mixtur
 def timed(reader: MixtureReader, workers: int, seconds: float) -> dict[str, float]:
     """Rates of a loader, its start left out."""
     rows = patches = 0
-    with PrefetchLoader(reader, range(10**9), 0, 1, MICRO_BATCHES, workers) as loader:
+    with PrefetchLoader[MicroBatch](reader, range(10**9), 0, 1, MICRO_BATCHES, workers) as loader:
         for _ in range(3 + workers):
             next(loader)
         started, cpu = time.perf_counter(), time.process_time()

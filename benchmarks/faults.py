@@ -169,8 +169,7 @@ class Campaign:
         longest = 0.0
         with Supervised(form, folder) as run:
             for _ in range(generator.randint(1, min(left, MOST_KILLS_OF_A_RUN))):
-                names, weights = zip(*MOMENTS, strict=True)
-                moment = generator.choices(names, weights)[0]
+                moment, _ = generator.choices(MOMENTS, [weight for _, weight in MOMENTS])[0]
                 after, victim = generator.random(), generator.randrange(run.ranks)
                 if not self._reach(run, moment, after, seconds):
                     break

@@ -28,7 +28,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -51,6 +51,8 @@ PATCHES = 1600
 """Length of the strips in patches: no document is cut."""
 CHARACTERS = 2500
 LANGUAGES = "bg cs da de el eo es fi fr hu id it kk lt lv mn nl pl pt ro ru sk sq sr sv sw tr uk vi".split()
+Form = Literal["NFC", "NFD"]
+"""Normalization: composed, or letters and marks apart."""
 CAUSES = ("squeezed", "overlap", "hinting")
 # Letters of every height and of each script, for combining marks to stand on.
 BASES = "aHifgфΩ"
@@ -188,7 +190,7 @@ def ascii_pairs() -> list[str]:
     return [end.join(first + second for second in printable) for first in printable for end in ("", " ")]
 
 
-def translations(characters: np.ndarray, form: str) -> tuple[dict[str, list[str]], int]:
+def translations(characters: np.ndarray, form: Form) -> tuple[dict[str, list[str]], int]:
     """Documents by language in a normalization form, only of ``characters``; and how many others were left out."""
     by_language: dict[str, list[str]] = {language: [] for language in LANGUAGES}
     for document in demo_corpus.translations():
@@ -234,7 +236,7 @@ def main() -> None:
     characters = ShapingFont(comparison.font.path, comparison.font.index, (1, 1)).codepoints()
     groups = {"ascii": printable_ascii(arguments.documents), "ascii_pairs": ascii_pairs()}
     left_out = 0
-    for form in ("NFC", "NFD"):
+    for form in get_args(Form):
         texts, missing = translations(characters, form)
         left_out += missing
         groups |= {f"{language}_{form}": documents for language, documents in texts.items()}

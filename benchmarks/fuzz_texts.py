@@ -81,7 +81,7 @@ class Maker:
     def directions(self, most: int) -> str:
         """Overrides, embeddings and isolates, nested deeply, closed or not, around letters of both directions."""
         opened: list[str] = []
-        text = []
+        text: list[str] = []
         while len(text) < self.length(most) + 1:
             kind = self._pick.random()
             if kind < 0.35:

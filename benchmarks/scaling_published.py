@@ -47,7 +47,7 @@ class Run:
     table: Mapping[str, Any]
     """Without its rows."""
     model: str
-    shape: Mapping[str, int]
+    shape: Mapping[str, Any]
     length: int
     gpus: int
     tensor: int
@@ -200,7 +200,7 @@ def fit(runs: Sequence[Run]) -> dict[str, float]:
     seen = [run for run in runs if run.fitted]
 
     def cost(values: Mapping[str, float]) -> float:
-        shared = {name: values[name] for name in FREE}
+        shared: dict[str, Any] = {name: values[name] for name in FREE}
         total = weights = 0.0
         for run in seen:
             constants = Constants(efficiency=values[_generation(run.device)], **shared)

@@ -42,6 +42,7 @@ def ours(kind: str, prefix: str, times: dict[str, float]) -> int:
     from megatron_pixel.config.schema import DataConfig, ModelConfig, PairConfig, TrainingConfig
     from megatron_pixel.data.loader import PrefetchLoader
     from megatron_pixel.data.mixture import open_training
+    from megatron_pixel.data.rows import MicroBatch
 
     times["imported"] = time.time()
     pixels = kind == "pixels"
@@ -50,7 +51,7 @@ def ours(kind: str, prefix: str, times: dict[str, float]) -> int:
     training = TrainingConfig(global_batch_rows=ROWS, micro_batch_rows=ROWS, seed=SEED)
     reader = open_training(data, model, PairConfig(), training, dp_size=1)
     times["opened"] = time.time()
-    with PrefetchLoader(reader, range(1), 0, 1, depth=1) as loader:
+    with PrefetchLoader[MicroBatch](reader, range(1), 0, 1, depth=1) as loader:
         _, [batch] = next(loader)
     return len(batch.rows)
 

@@ -70,7 +70,7 @@ def bytes_per_page(renderer: Renderer, pages: list[Page], folder: Path) -> float
 
 def measure(strategy: str, documents: list[str], repeats: int) -> dict[str, Any]:
     """Figures of a strategy."""
-    renderer = Renderer(RenderingConfig(strategy=strategy))
+    renderer = Renderer(RenderingConfig(strategy=strategy))  # type: ignore[arg-type]
     pages = [renderer.pages(text) for text in documents]
     figures = distinct(pages)
     seconds = []

@@ -24,7 +24,10 @@ class Runner(Protocol):
     """What takes steps: :class:`MeasuredRun`, or a peer."""
 
     kinds: tuple[str, ...]
-    readers: Mapping[str, MixtureReader]
+
+    @property
+    def readers(self) -> Mapping[str, MixtureReader]:
+        """The rows by name."""
 
     def prepare(self, name: str) -> None:
         """Before the clock starts."""

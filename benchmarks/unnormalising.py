@@ -93,7 +93,7 @@ def main() -> None:
             "ink": (1 - pixels).mean().item(),
             "contrast": pixels.std(-1).mean().item(),
         }
-    figures = {"pages": len(pages), "patches": len(true), "rules": rules}
+    figures: dict[str, Any] = {"pages": len(pages), "patches": len(true), "rules": rules}
     figures["true"] = {"ink": (1 - true).mean().item(), "contrast": true.std(-1).mean().item()}
     print(f"{len(pages)} pages, {len(true):,} patches\n{'':20}{'error':>9}{'ink':>9}{'contrast':>10}")
     for name, found in rules.items():
