@@ -136,21 +136,35 @@ def startup(result: Result) -> str:
 
 
 def packing(result: Result) -> str:
-    """Targets a second with a document a row, and packed."""
+    """Targets a second with a document a row, and packed; then how long plans take to make."""
     rows = [
         [
             f"{kind} rows",
             *(number(result[kind][f"{way}_targets_per_second"]) for way in ("alone", "packed")),
             f"**{result[kind]['ratio']:.2f}**",
-            *(f"{result[kind].get(f'{way}_fill', 1):.1%}" for way in ("alone", "packed")),
+            *(f"{1 - result[kind].get(f'{way}_fill', 1):.1%}" for way in ("alone", "packed")),
             number(result[kind].get("documents_a_row")),
             f"{result[kind]['row_seconds_ratio']:.2f}",
         ]
         for kind in ("pixel", "pair", "text")
         if kind in result
     ]
-    head = ["", "targets/s, alone", "packed", "ratio", "rows full, alone", "packed", "documents a row", "time of a row"]
-    return table(head, rows)
+    head = ["", "targets/s, alone", "packed", "ratio", "padding, alone", "packed", "documents a row", "time of a row"]
+    shown = table(head, rows)
+    if not result.get("plans"):
+        return shown
+    plans = [
+        [
+            f"{found['pages']:,}",
+            *(number(found[key]) for key in ("seconds", "pages_per_second")),
+            number(found["own_bytes"] / 1e6),
+            f"{1 - found['packed_fill']:.1%}",
+            number(400e6 / found["pages_per_second"] / 60),
+        ]
+        for found in result["plans"].values()
+    ]
+    head = ["`pack.py`, 1 process: pages", "seconds", "pages/s", "own memory, MB", "padding", "400 million take, min"]
+    return f"{shown}\n\n{table(head, plans)}"
 
 
 def _megabytes(size: float | None) -> float | None:
