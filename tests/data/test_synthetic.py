@@ -114,3 +114,16 @@ def test_the_image_of_a_pair_shows_its_tokens(layout):
         assert tokens[-1] == EOS
         page = language.page([int(token) - FIRST_WORD for token in tokens[1:-1]], 32)
         np.testing.assert_array_equal(row.patches[row.modality == Modality.PATCH], page.reshape(len(page), -1))
+
+
+@pytest.mark.parametrize("layout", ["compact", "released"])
+def test_packed_pairs_begin_their_tokens_where_their_layout_has_them(layout):
+    it = SyntheticSource(Kind.PAIR, "train", MODEL, PairConfig(layout=layout, patches=32, tokens=32), packed=True)
+    rows = [it.row(index) for index in range(5)]
+    begins = [[*np.flatnonzero(row.position_ids == 0), 64] for row in rows]
+    assert all(len(bounds) > 2 for bounds in begins), "several pairs a row"
+    for row, bounds in zip(rows, begins, strict=True):
+        for start, stop in pairwise(bounds):
+            patches = np.count_nonzero(row.modality[start:stop] == Modality.PATCH)
+            first = row.position_ids[start:stop][row.modality[start:stop] == Modality.TOKEN][0]
+            assert first == (patches if layout == "compact" else 32)
