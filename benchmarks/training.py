@@ -214,7 +214,7 @@ def ceilings_of(
 
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     repeats = 5 if here.device.type == "cuda" else 2
-    rows = config.training.micro_batch_rows
+    rows = config.training.micro_rows
     kinds = [kind for kind in arguments.kinds if kind != "mix"]
     return {kind: ceiling(config.model, rows, kind, dtype, here.device, repeats, clock) for kind in kinds}
 

@@ -27,7 +27,7 @@ def readers(config: RunConfig, accumulation: int) -> dict[str, MixtureReader]:
     """
     found = {}
     for name, mixture in MIXTURES.items():
-        micro = config.training.micro_batch_rows
+        micro = config.training.micro_rows
         training = replace(config.training, global_batch_rows=micro * (5 if name == "mix" else accumulation))
         data = replace(config.data, mixture=mixture)
         found[name] = open_training(data, config.model, config.pair, training, dp_size=1)

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from megatron_pixel.config.loader import load_config
 from megatron_pixel.model.objectives import Objective
 from megatron_pixel.parallel.clock import Clock
 from megatron_pixel.parallel.mesh import Mesh, mesh
+from megatron_pixel.training.feeding import Feeder
 from megatron_pixel.training.guarding import Guards
 from megatron_pixel.training.loop import Trainer
 from megatron_pixel.training.losses import LossTotals
@@ -72,13 +73,10 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
     config = load_config(RECIPE, options)
     with mesh(config.parallel) as here, contextlib.redirect_stdout(io.StringIO()), Run(config, here) as run:
         execution, guards = run._execution, Guards(config.guards, folder / "run", here)
-        trainer = Trainer(
-            execution, run._objectives, config.model, config.training, config.optimizer, True, here, guards
-        )
-        trainer.observer.close()
         # Every kind with a second source, which makes losses by source work for their figures.
         sources = {kind: [*names, f"{names[0]}-more"] for kind, names in run._reader.source_names.items()}
         clocks = {"bare": NoClock(), "watched": execution.clock}
+        feeder = Feeder(run._objectives, config.loss.end_patch, here.device)
         recorder = Recorder(load_config(RECIPE, [*options, f"--run.dir={folder / 'record'}"]), 0, total, here)
         times: dict[str, list[float]] = {"bare": [], "watched": [], "record": []}
         for step in range(1, total + 1):
@@ -86,8 +84,10 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
             execution.clock = clocks[side]
             observer: Any = Bare(run._objectives, here)
             if side == "watched":
-                observer = Observer(execution, run._objectives, config.model, config.training, here, sources)
-            trainer.observer = observer
+                observer = Observer(execution, run._objectives, config.model, config.training.precision, here, sources)
+            trainer = Trainer(
+                execution, run._objectives, config.training, config.optimizer, here, feeder, observer, guards
+            )
             batches = [run._reader.micro_batch(step - 1, index, 0, 1) for index in range(len(run._kinds))]
             begin = time.process_time()
             end = trainer.step(step, batches)
@@ -118,7 +118,7 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
 class NoClock(Clock):
     """Counts nothing."""
 
-    def part(self, name: str, trace: str | None = None, on_host: bool = False) -> AbstractContextManager[None]:
+    def part(self, name: str, trace: str | None = None, on_host: bool = False) -> Any:
         return nullcontext()
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.loader import build, parse_overrides
 from megatron_pixel.config.source import read_recipe
+from megatron_pixel.planning.devices import DEVICES
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "launcher" / "pretrain.sbatch"
@@ -24,6 +25,9 @@ class Cluster:
     """Nodes of the job."""
     gpus_per_node: int = 8
     """GPUs of a node, each with a task of its own; 0 runs on CPU cores."""
+    gpu: str | None = None
+    """Name of the GPUs as `--dry-run --gpu` takes it: settings of the run that are ``auto`` are then chosen, and shown,
+    when the job is submitted; null leaves them to the job."""
     tasks_per_node: int | None = None
     """Tasks of a node; null is one a GPU, and another number is refused where there are GPUs."""
     cpus_per_task: int = 8
@@ -98,6 +102,8 @@ class Cluster:
                 f"cluster.time {self.time} leaves nothing before the warning, which SLURM sends up to a minute "
                 f"earlier than cluster.lead {self.lead} s; ask for more than {2 * self.lead} s, or lower the lead"
             )
+        if self.gpu is not None and self.gpu not in DEVICES:
+            problems.append(f"cluster.gpu is {self.gpu!r}; valid: {', '.join(DEVICES)}")
         for entry in self.environment:
             if not re.fullmatch(r"[A-Za-z_]\w*=.*", entry, flags=re.DOTALL):
                 problems.append(f"cluster.environment: {entry!r} is not NAME=VALUE")

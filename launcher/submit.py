@@ -4,17 +4,20 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launcher import queue_checks
 from launcher.cluster import ROOT, Cluster, read_cluster, script
+from megatron_pixel.config.automatic import automatic
 from megatron_pixel.config.command_line import describe, format_settings
 from megatron_pixel.config.errors import UserError, exit_on_user_error
-from megatron_pixel.config.loader import load_config
+from megatron_pixel.config.loader import flatten, load_config
 from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.config.validation import check_files
+from megatron_pixel.planning.devices import DEVICES
 
 DESCRIPTION = """\
 Submit a pretraining run to SLURM, after looking for what would make it fail: settings and layout, datasets, the run's
@@ -39,6 +42,7 @@ def main(words: Sequence[str] | None = None) -> None:
         known, cluster, run_words = parse(sys.argv[1:] if words is None else words)
         config = load_config(known.config, run_words)
         check_run(config, cluster)
+        run_words += choice_words(config, cluster)
         arguments = ["--config", str(Path(known.config).resolve()), *run_words]
         if known.print:
             sys.stdout.write(script(cluster, arguments))
@@ -92,6 +96,24 @@ def check_run(config: RunConfig, cluster: Cluster) -> None:
     from megatron_pixel.parallel.layout import check_layout
 
     check_layout(config, cluster.processes)
+
+
+def choice_words(config: RunConfig, cluster: Cluster) -> list[str]:
+    """Settings that are ``auto``, chosen for the cluster's GPUs where it names them; tells what was chosen.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    if cluster.gpu is None or not automatic(config):
+        return []
+    from megatron_pixel.planning.choice import choose
+
+    device, given = DEVICES[cluster.gpu], config.parallel.device_memory_gb
+    device = device if given is None else replace(device, memory=given * 1e9)
+    choice = choose(config, cluster.processes, cluster.tasks, device)
+    print(f"auto: {choice.why}", file=sys.stderr)
+    values = flatten(choice.config)
+    return [word for name in automatic(config) for word in (f"--{name}", str(values[name]))]
 
 
 def check_now(config: RunConfig, cluster: Cluster) -> None:

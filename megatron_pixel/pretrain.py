@@ -32,11 +32,15 @@ def main() -> None:
         silence_libraries()
         set_environment(read_launch(os.environ))
         # torch, megatron-core and deepspeed take seconds to import: a mistake above is told at once.
+        from megatron_pixel.parallel.device_memory import least_device
         from megatron_pixel.parallel.mesh import mesh
+        from megatron_pixel.planning.choice import choose_here
         from megatron_pixel.training.run import Run
 
-        with mesh(config.parallel) as here, Run(config, here, signals) as run:
-            stopped_by = run.train()
+        with mesh(config.parallel) as here:
+            config, why = choose_here(config, here.world_size, here.launch.here, least_device(here))
+            with Run(config, here, signals, why) as run:
+                stopped_by = run.train()
         sys.exit(exit_code(stopped_by))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 
-from megatron_pixel.config.keys import Setting, optional, settings
+from megatron_pixel.config.keys import Setting, alternatives, optional, settings
 from megatron_pixel.config.loader import apply_overrides, load_config, to_dict
 from megatron_pixel.config.schema import RenderingConfig, RunConfig
 from megatron_pixel.config.validation import check_files
@@ -125,7 +125,9 @@ def _help(setting: Setting) -> str:
 
 def _metavar(annotation: Any) -> str:
     inner, or_null = optional(annotation)
-    if typing.get_origin(inner) is Literal:
+    if len(parts := alternatives(inner)) > 1:
+        name = "|".join(_metavar(part) for part in parts)
+    elif typing.get_origin(inner) is Literal:
         name = "|".join(str(choice) for choice in typing.get_args(inner))
     elif typing.get_origin(inner) is list:
         name = f"{_metavar(typing.get_args(inner)[0])} ..."

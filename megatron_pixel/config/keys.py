@@ -95,10 +95,21 @@ def optional(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
+def alternatives(annotation: Any) -> list[Any]:
+    """``[int, Literal["auto"]]`` for ``int | Literal["auto"]``; the annotation alone for anything else."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return list(typing.get_args(annotation))
+    return [annotation]
+
+
 def expected(annotation: Any) -> str:
     """What a value of this type is called in messages: ``an integer``, ``one of fp32, bf16``, ``a list of text``."""
     inner, or_null = optional(annotation)
-    if typing.get_origin(inner) is Literal:
+    if len(parts := alternatives(inner)) > 1:
+        name = " or ".join(expected(part) for part in parts)
+    elif typing.get_origin(inner) is Literal and len(choices := typing.get_args(inner)) == 1:
+        name = str(choices[0])
+    elif typing.get_origin(inner) is Literal:
         name = "one of " + ", ".join(str(choice) for choice in typing.get_args(inner))
     elif typing.get_origin(inner) is list:
         plurals = {int: "integers", float: "numbers", str: "text", bool: "true or false"}

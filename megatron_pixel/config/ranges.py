@@ -51,7 +51,14 @@ AT_LEAST = {
     "guards.slow_ranks_factor": 1,
 }
 """The least value of a setting."""
-ABOVE_ZERO = ("model.norm_eps", "model.rope_theta", "model.init_std", "optimizer.lr", "optimizer.eps")
+ABOVE_ZERO = (
+    "model.norm_eps",
+    "model.rope_theta",
+    "model.init_std",
+    "optimizer.lr",
+    "optimizer.eps",
+    "parallel.device_memory_gb",
+)
 BELOW_ONE = ("optimizer.beta1", "optimizer.beta2", "dropout")
 _MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
@@ -90,10 +97,11 @@ def check_ranges(report: Report) -> None:
     """Look at every setting of the report's tree that has a range."""
     present = settings(type(report.config))
     for key, least in AT_LEAST.items():
-        if key in present and report.value(key) < least:
+        # Some settings may be a word instead, such as auto.
+        if key in present and not isinstance(report.value(key), str) and report.value(key) < least:
             report.add(key, f"{report.value(key)} is too small; the least is {least}")
     for key in ABOVE_ZERO:
-        if key in present and report.value(key) <= 0:
+        if key in present and report.value(key) is not None and report.value(key) <= 0:
             report.add(key, f"{report.value(key)} must be above 0")
     for key in BELOW_ONE:
         if key in present and not 0 <= report.value(key) < 1:

@@ -182,13 +182,25 @@ class TrainingConfig:
     """Of the weights and of the order of the rows."""
     global_batch_rows: int = 10240
     """Rows of one optimizer step over all devices, split by ``data.mixture``."""
-    micro_batch_rows: int = 8
-    """Rows of one forward pass on one device; all of one kind."""
+    micro_batch_rows: int | Literal["auto"] = 8
+    """Rows of one forward pass on one device, all of one kind; a matter of memory and speed only. ``auto`` takes what
+    the memory model and the predictor find best for the device."""
     precision: Literal["fp32", "bf16"] = field(
         default="bf16",
         metadata={"refused": {"fp16": "fp16 is not supported: use bf16, which needs no loss scaling, or fp32"}},
     )
     """Of the forward and backward pass; master weights and optimizer states are fp32 in both."""
+
+    @property
+    def micro_rows(self) -> int:
+        """``micro_batch_rows`` as the number that it is as soon as a run begins.
+
+        Raises:
+            ValueError: it is still ``auto``; :mod:`megatron_pixel.config.automatic` says who decides.
+        """
+        if self.micro_batch_rows == "auto":
+            raise ValueError("training.micro_batch_rows is still auto")
+        return self.micro_batch_rows
 
 
 @dataclass
@@ -204,7 +216,11 @@ class ParallelConfig:
     so that all of them compute about as long (``cost``)."""
     activation_checkpointing: str = "none"
     """Decoder layers whose activations are computed again in the backward pass instead of kept: ``none``, ``all``, or
-    numbers and ranges such as ``1-12,24``. Saves memory, costs up to a third more computing."""
+    numbers and ranges such as ``1-12,24``. Saves memory, costs up to a third more computing. ``auto`` takes as few as
+    the device's memory asks for."""
+    device_memory_gb: float | None = None
+    """Memory of a device in 10^9 bytes, for ``auto`` to fill; null asks the CUDA device. Processes on CPUs have to be
+    told their share."""
     experimental: list[Literal["sequence_parallel"]] = field(default_factory=list)
     """Modes whose tests need several GPUs. ``sequence_parallel`` splits norms and residuals, too, over the
     tensor-parallel devices, by position."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from megatron_pixel.config.automatic import AUTO, least
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.keys import nearest, sections, settings
 from megatron_pixel.config.layers import parse_layers
@@ -115,7 +116,7 @@ def _check_layout(report: Report, parallel: ParallelConfig) -> None:
                 f"{parallel.tensor} does not divide; nearest valid model.seq_length: "
                 f"{model.seq_length // parallel.tensor * parallel.tensor}",
             )
-    if report.fine("model.layers"):
+    if report.fine("model.layers") and parallel.activation_checkpointing != AUTO:
         try:
             parse_layers(parallel.activation_checkpointing, model.layers)
         except UserError as error:
@@ -185,7 +186,7 @@ def _check_rendering(report: Report) -> None:
 
 def _check_batch(report: Report) -> None:
     mixture = _mixture(report.config)
-    training = report.config.training
+    training = least(report.config).training
     if mixture is None or not report.fine("training.global_batch_rows", "training.micro_batch_rows"):
         return
     try:
@@ -193,14 +194,15 @@ def _check_batch(report: Report) -> None:
     except UserError as error:
         report.add("training.global_batch_rows", str(error).removeprefix("training.global_batch_rows: "))
         return
-    odd = {kind: count for kind, count in rows._asdict().items() if count % training.micro_batch_rows}
+    odd = {kind: count for kind, count in rows._asdict().items() if count % training.micro_rows}
     if odd:
         counts = ", ".join(f"{count} {kind} rows" for kind, count in odd.items())
         report.add(
             "training.micro_batch_rows",
             f"{training.micro_batch_rows} does not divide the {counts} of a step; "
-            f"nearest valid: {_nearest_few(training.micro_batch_rows, _divisors(math.gcd(*rows)))}",
+            f"nearest valid: {_nearest_few(training.micro_rows, _divisors(math.gcd(*rows)))}",
         )
+
 
 
 def _check_optimization(report: Report) -> None:

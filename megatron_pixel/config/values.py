@@ -4,11 +4,12 @@ import math
 import re
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import yaml
 
-from megatron_pixel.config.keys import expected, optional
+from megatron_pixel.config.keys import alternatives, expected, optional
 
 # YAML 1.2's core schema. PyYAML follows YAML 1.1, where 5e-4 is text, 4:4:2 is the number 14642 in base 60,
 # `on` is true and 010 is 8: all of them traps in a recipe.
@@ -62,7 +63,11 @@ def from_yaml(value: Any, annotation: Any) -> Any:
     if value is None and or_null:
         return None
     origin = typing.get_origin(inner)
-    if origin is Literal:
+    if len(parts := alternatives(inner)) > 1:
+        for part in parts:
+            with suppress(ValueError):
+                return from_yaml(value, part)
+    elif origin is Literal:
         if value in typing.get_args(inner) and not isinstance(value, bool):
             return value
     elif origin is list:

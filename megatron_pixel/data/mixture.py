@@ -38,7 +38,7 @@ class Mixture:
             UserError: if the rows of a step cannot be shared out to kinds, ranks and micro-batches without a rest; the
                 message lists the nearest values that can.
         """
-        mixture, micro = parse_mixture(data.mixture), training.micro_batch_rows
+        mixture, micro = parse_mixture(data.mixture), training.micro_rows
         counts = rows_per_kind(mixture, training.global_batch_rows)
         rows_per_step = {kind: count for kind, count in zip(Kind, counts, strict=True) if count}
         if micro < 1 or any(count % (micro * dp_size) for count in counts):
@@ -226,7 +226,7 @@ def open_heldout(
 ) -> HeldoutReader:
     """The reader of the held-out rows of every kind in the run's mixture."""
     sources = open_sources(kinds_of(data), "heldout", data, model, pair)
-    return HeldoutReader(sources, evaluation.rows, training.micro_batch_rows)
+    return HeldoutReader(sources, evaluation.rows, training.micro_rows)
 
 
 class RowError(RuntimeError):
@@ -313,7 +313,7 @@ def _does_not_divide(
     data: DataConfig, training: TrainingConfig, mixture: PerKind, rows_per_step: Mapping[Kind, int], dp_size: int
 ) -> str:
     """Why the rows of a step cannot be cut into micro-batches, with the nearest batch sizes that can."""
-    rows, micro = training.global_batch_rows, training.micro_batch_rows
+    rows, micro = training.global_batch_rows, training.micro_rows
     shares = ", ".join(f"{count} {kind.name.lower()}" for kind, count in rows_per_step.items())
     message = (
         f"training.global_batch_rows: {rows} rows split {data.mixture} are {shares} rows a step; each must "

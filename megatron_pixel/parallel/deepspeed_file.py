@@ -93,6 +93,19 @@ class DeepSpeedFile:
                 f"{parallel.pipeline}: a pipeline keeps its optimizer on the device{ways_out}"
             )
 
+    def check_automatic(self) -> None:
+        """Refuse sizes of micro-batches while ``training.micro_batch_rows`` is ``auto``.
+
+        Raises:
+            UserError: the file fixes them.
+        """
+        for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+            if key in self.content:
+                raise UserError(
+                    f"{self._place(key)}: {key} is {json.dumps(self.content[key])}, but training.micro_batch_rows is "
+                    "auto: take this key out, or set training.micro_batch_rows to a number"
+                )
+
     def check(self, training: TrainingConfig, optimizer: OptimizerConfig, accumulation: int) -> None:
         """Refuse what contradicts the config tree.
 

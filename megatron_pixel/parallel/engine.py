@@ -34,7 +34,7 @@ def merged_config(
         # an optimizer beside a GPU, on the host, DeepSpeed has one of its own.
         parameters |= {"torch_adam": True, "fused": True}
     ours: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": training.micro_batch_rows,
+        "train_micro_batch_size_per_gpu": training.micro_rows,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optimizer.clip_grad,
         "optimizer": {"type": "AdamW", "params": parameters},

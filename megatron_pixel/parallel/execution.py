@@ -7,7 +7,7 @@ that hold the last stage; on the others never.
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,8 +50,15 @@ class Training(Execution):
     clock: Clock
 
     @abstractmethod
-    def step(self, batches: Iterable[Batch], loss: Loss) -> None:
-        """Forward and backward passes over the micro-batches of a step, and the optimizer step; collective."""
+    def step(self, batches: Iterable[Batch], loss: Loss, headers: Sequence[Tensor]) -> None:
+        """Forward and backward passes over the micro-batches of a step, and the optimizer step; collective.
+
+        Args:
+            batches: of the step, pulled one by one by the ranks that need them.
+            loss: of each.
+            headers: of all of them, on the host: every rank of a pipeline needs them, and gets them from others on the
+                device, which it would have to wait for.
+        """
 
 
 class WholeModel(Execution):
@@ -76,7 +83,7 @@ class WholeTraining(WholeModel, Training):
         self.engine = engine
         self.clock = clock or Clock()
 
-    def step(self, batches: Iterable[Batch], loss: Loss) -> None:
+    def step(self, batches: Iterable[Batch], loss: Loss, headers: Sequence[Tensor]) -> None:
         part = self.clock.part
         for batch in batches:
             with part("forward"):
@@ -116,9 +123,10 @@ class PipelineTraining(Training):
         assert self._loss is not None
         return self._loss(outputs, self._waiting.popleft())
 
-    def step(self, batches: Iterable[Batch], loss: Loss) -> None:
+    def step(self, batches: Iterable[Batch], loss: Loss, headers: Sequence[Tensor]) -> None:
         self._loss = loss
         self._switch(evaluates=False)
+        self.module.headers.extend(headers)
         self.engine.train_batch(self._feed(batches))
 
     def evaluate(self, batches: Iterable[Batch], count: int, look: Look) -> None:

@@ -1,5 +1,6 @@
 """Whether a run fits the processes it is given; answered before anything is built, and without torch."""
 
+from megatron_pixel.config.automatic import ROWS, automatic, least
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ParallelConfig, RunConfig
 from megatron_pixel.data.mixture import Mixture
@@ -9,7 +10,8 @@ from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
 def check_layout(config: RunConfig, processes: int) -> None:
     """Refuse what cannot run, all of it in one error with the nearest values that can.
 
-    The shape of the model against ``parallel.*`` is checked with the rest of the config tree.
+    The shape of the model against ``parallel.*`` is checked with the rest of the config tree. Settings that are still
+    ``auto`` pass if the least that they can become does.
 
     Args:
         config: the checked config tree.
@@ -19,6 +21,7 @@ def check_layout(config: RunConfig, processes: int) -> None:
         UserError: processes, batch, DeepSpeed file and pipeline do not go together.
     """
     problems = []
+    names, config = automatic(config), least(config)
     try:
         size = data_parallel_size(config.parallel, processes)
         mixture = Mixture.from_config(config.data, config.training, size)
@@ -29,6 +32,8 @@ def check_layout(config: RunConfig, processes: int) -> None:
     try:
         file = DeepSpeedFile(config.deepspeed_config)
         file.check_pipeline(config.parallel)
+        if ROWS in names:
+            file.check_automatic()
         if accumulation is not None:
             file.check(config.training, config.optimizer, accumulation)
     except UserError as error:

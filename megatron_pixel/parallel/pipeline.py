@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from deepspeed.pipe import LayerSpec, PipelineModule
@@ -29,10 +30,14 @@ class PipelinedStages(PipelineModule):
         boundaries: of the pipeline ranks in it.
         mesh: where this process stands.
         loss: takes the outputs and the labels that the data iterator gave; called on the last rank.
+
+    Attributes:
+        headers: of the micro-batches that come next, on the host, where they are known beforehand.
     """
 
     def __init__(self, specs: Sequence[StageSpec], boundaries: Sequence[int], mesh: Mesh, loss: LastLoss) -> None:
         self._boundaries = list(boundaries)
+        self.headers: deque[Tensor] = deque()
         topology = PipeModelDataParallelTopology(num_pp=mesh.pipe_size, num_mp=mesh.tensor_size, num_dp=mesh.data_size)
         start_communication()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its seeds and its topology
@@ -46,9 +51,9 @@ class PipelinedStages(PipelineModule):
         self._grid.slice_proc_group = parallel_state.get_tensor_model_parallel_group()
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The stages of this rank in order. The header crosses to the host once, not once a layer."""
+        """The stages of this rank in order. A header that nobody has named crosses to the host, which waits for it."""
         *tensors, header = inputs
-        outputs = super().forward((*tensors, header.cpu()))
+        outputs = super().forward((*tensors, self.headers.popleft() if self.headers else header.cpu()))
         if self._local_stop == self._num_layers:
             return outputs
         return tuple(Travelling(*outputs)._replace(header=header))

@@ -18,6 +18,8 @@ from megatron_pixel.planning.setting import Setting, has_patches, has_tokens
 
 HEAD_CHUNK = 2048
 """Token targets whose logits exist at a time: ``CHUNK`` of ``model/token_loss.py``, which would import torch."""
+HEAD_CACHED = 1 << 19
+"""Logits that a CPU turns into probabilities at a time: ``CACHED`` there."""
 
 
 def kept(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int], cuda: bool = True) -> int:
@@ -58,19 +60,40 @@ def layer_bytes(setting: Setting, cuda: bool = True) -> int:
     return int(setting.positions * (norms + attention + 3 * w * f / t))
 
 
-def most_transient(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int]) -> int:
+def most_transient(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int], cuda: bool = True) -> int:
     """Bytes that come on top for a moment: a layer that is computed again, or the logits and their gradients."""
     again = any(layer in setting.recompute for layer in setting.layers(pipe))
-    layer = layer_bytes(setting) if again else 0
-    logits = 0
-    if setting.is_last(pipe) and has_tokens(kind):
-        # Logits of a chunk, which become their own gradient, and logarithms of probabilities in fp32; of several chunks
-        # also the fp32 sum of the weight's gradient and, in bf16, the part that is added to it.
-        logits = min(targets[0], HEAD_CHUNK) * (setting.width + 4) * setting.model.vocab_size
-        if targets[0] > HEAD_CHUNK and setting.bf16:
-            logits += (4 + setting.width) * setting.model.hidden * setting.model.vocab_size
-        logits //= setting.tensor
-    return max(layer, logits)
+    layer = layer_bytes(setting, cuda) if again else 0
+    head = head_transient(setting, targets[0], cuda) if setting.is_last(pipe) and has_tokens(kind) else 0
+    return max(layer, head)
+
+
+def head_transient(setting: Setting, targets: int, cuda: bool = True) -> int:
+    """Bytes on top of what the token head keeps while it computes its loss and, with it, its gradients.
+
+    The logits of a chunk of targets become probabilities in fp32 and then, in place, their own gradient; then a product
+    of them is the chunk's part of the weight's gradient. Of several chunks that is summed up in fp32: a second tensor
+    where the weight is bf16.
+    """
+    model, w = setting.model, setting.width
+    vocabulary = model.vocab_size // setting.tensor
+    weight = model.hidden * vocabulary
+
+    def most(chunk: int, summed: int, product: int) -> int:
+        rows = chunk if cuda or setting.tensor > 1 else min(chunk, max(1, HEAD_CACHED // vocabulary))
+        if setting.tensor > 1:
+            copies = 1 if setting.bf16 else 0  # logits of fp32 are taken in place
+        else:
+            # Of several stretches the last one's probabilities are still there; CPUs convert in a step of its own.
+            copies = 1 + (rows < chunk) + (setting.bf16 and not cuda)
+        return w * chunk * vocabulary + summed + max(4 * copies * rows * vocabulary, product)
+
+    first, rest = min(targets, HEAD_CHUNK), min(max(targets - HEAD_CHUNK, 0), HEAD_CHUNK)
+    converted = 4 * weight if rest and setting.bf16 else 0
+    found = most(first, 0, w * weight + converted)
+    if rest:
+        found = max(found, most(rest, 4 * weight, w * weight if setting.bf16 else 0))
+    return found - w * weight
 
 
 def _norm(setting: Setting, cuda: bool) -> float:

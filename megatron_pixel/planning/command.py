@@ -4,11 +4,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from megatron_pixel.config.automatic import automatic
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.loader import load_config
 from megatron_pixel.parallel.layout import check_layout
+from megatron_pixel.planning.choice import choose
 from megatron_pixel.planning.constants import Constants
 from megatron_pixel.planning.devices import DEVICES, find_device
 from megatron_pixel.planning.fitting import nearest_fit, other_layouts
@@ -23,6 +26,7 @@ step communicates, the pipeline's bubble, and the rows/s to expect.
 examples:
   python megatron_pixel/pretrain.py --config megatron_pixel/config/recipes/dualgpt.yaml --dry-run --nodes 4 --gpu a100
   python megatron_pixel/pretrain.py --config RECIPE --dry-run --devices 1024 --parallel.tensor 4 --json plan.json
+  python megatron_pixel/pretrain.py --config RECIPE --dry-run --gpu h100 --training.micro_batch_rows auto
 
 All settings of a run may follow as dotted names; `pretrain.py --help` explains them. Datasets need not be there."""
 
@@ -86,7 +90,13 @@ def dry_run(words: Sequence[str]) -> None:
     device = find_device(options.gpu)
     config = load_config(options.config, settings)
     check_layout(config, options.devices)
-    setting = Setting.of(config, options.devices, min(options.gpus, options.devices))
+    node, why = min(options.gpus, options.devices), None
+    if config.parallel.device_memory_gb is not None:
+        device = replace(device, memory=config.parallel.device_memory_gb * 1e9)
+    if automatic(config):
+        choice = choose(config, options.devices, node, device)
+        config, why = choice.config, choice.why
+    setting = Setting.of(config, options.devices, node)
     plan = Plan(setting, device, Constants(efficiency=options.efficiency))
     if options.layouts:
         plans = other_layouts(config, plan)[: options.layouts]
@@ -98,7 +108,7 @@ def dry_run(words: Sequence[str]) -> None:
     if nearest is not None:
         found["nearest"] = {"settings": list(nearest.words), **nearest.plan.describe()}
     text = json.dumps(found, indent=2) + "\n"
-    _tell(options.json, text, lambda: report(config, plan, nearest))
+    _tell(options.json, text, lambda: report(config, plan, nearest, why))
 
 
 def _tell(path: Path | None, text: str, shown: Callable[[], str]) -> None:

@@ -1,6 +1,7 @@
 """What a GPU can do, from its maker's data sheets."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from megatron_pixel.config.errors import UserError
 
@@ -28,6 +29,8 @@ class Device:
     efficiency: float = 0.6
     """Share of the peak that large matrix products reach: fitted on published runs of A100, H100 and H200
     (``benchmarks/scaling_published.py``), else assumed."""
+    cuda: bool = True
+    """Whether it runs CUDA's kernels; those of CPUs keep more for the backward pass."""
 
     def peak(self, bf16: bool) -> float:
         """Operations a second."""
@@ -54,6 +57,23 @@ DEVICES = {
     "l4": Device("L4 24 GB", 24e9, 121, 30.3, 300e9, 32e9, 12.5e9, f"NVIDIA L4 data sheet (2023); {_PCIE}"),
 }
 """By the name that ``--gpu`` takes."""
+
+
+OTHER = Device("another GPU", 0, 312, 19.5, 2039e9, 300e9, 25e9, "rates of an A100")
+CPU = Device("a CPU", 0, 1, 0.5, 50e9, 10e9, 10e9, "round figures", cuda=False)
+"""Both for comparing settings of one run on the same device, where their rates hardly matter; not for times."""
+
+
+def device_here(name: str | None, memory: float) -> Device:
+    """The device that a run is on.
+
+    Args:
+        name: as torch calls it, such as ``NVIDIA A100-SXM4-80GB``; None for a CPU.
+        memory: its bytes.
+    """
+    words = [] if name is None else re.split(r"[\s-]+", name.lower())
+    known = next((device for key, device in DEVICES.items() if key in words), OTHER)
+    return replace(CPU, memory=memory) if name is None else replace(known, title=name or "", memory=memory)
 
 
 def find_device(name: str) -> Device:

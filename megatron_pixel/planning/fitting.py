@@ -53,7 +53,7 @@ def other_layouts(config: RunConfig, plan: Plan) -> list[Plan]:
 
 def _candidates(config: RunConfig, setting: Setting, smaller_batches: bool = True) -> Iterator[dict[str, str]]:
     """Changed settings, by name."""
-    rows = config.training.micro_batch_rows
+    rows = config.training.micro_rows
     now = {
         "parallel.tensor": str(setting.tensor),
         "parallel.pipeline": str(setting.pipeline),
@@ -89,7 +89,7 @@ def _plan(config: RunConfig, words: dict[str, str], plan: Plan) -> Plan | None:
         ),
         training=dataclasses.replace(
             config.training,
-            micro_batch_rows=int(words.get("training.micro_batch_rows", config.training.micro_batch_rows)),
+            micro_batch_rows=int(words.get("training.micro_batch_rows", config.training.micro_rows)),
         ),
         deepspeed_config=words.get("deepspeed_config", config.deepspeed_config),
     )

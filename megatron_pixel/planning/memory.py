@@ -35,11 +35,15 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
 
 
-def memory(setting: Setting, pipe: int, data: int = 0) -> Memory:
-    """Of the device at these pipeline and data-parallel ranks; tensor-parallel ranks hold the same."""
+def memory(setting: Setting, pipe: int, data: int = 0, cuda: bool = True) -> Memory:
+    """Of the device at these pipeline and data-parallel ranks; tensor-parallel ranks hold the same.
+
+    Args:
+        cuda: kernels of CUDA devices; else those of CPUs, which keep more.
+    """
     targets = setting.full_targets
-    most = max(kept(setting, pipe, kind, targets[kind]) for kind in set(setting.kinds))
-    transient = max(most_transient(setting, pipe, kind, targets[kind]) for kind in set(setting.kinds))
+    most = max(kept(setting, pipe, kind, targets[kind], cuda) for kind in set(setting.kinds))
+    transient = max(most_transient(setting, pipe, kind, targets[kind], cuda) for kind in set(setting.kinds))
     optimizer = optimizer_bytes(setting, pipe)
     offload = setting.zero.offload
     return Memory(
@@ -47,7 +51,7 @@ def memory(setting: Setting, pipe: int, data: int = 0) -> Memory:
         gradients=gradient_bytes(setting, pipe, data),
         optimizer=0 if offload else optimizer,
         activations=most * setting.in_flight(pipe),
-        buffers=transient + _buffers(setting, pipe),
+        buffers=transient + _buffers(setting, pipe, cuda),
         host=optimizer // 3 * 4 if offload else 0,
     )
 
@@ -107,8 +111,11 @@ def _stage_2_fp32(setting: Setting, held: list[Parameter], data: int) -> int:
     return 4 * (whole + (whole - sum(p.share(setting.tensor) for p in used) if used else 0))
 
 
-def _buffers(setting: Setting, pipe: int) -> int:
-    """DeepSpeed's: they come and go, and are whole at the end of a backward pass."""
+def _buffers(setting: Setting, pipe: int, cuda: bool) -> int:
+    """DeepSpeed's: they come and go, and are whole at the end of a backward pass.
+
+    The buffer for gradients is of the bucket's size, however few there are; a CPU's pages count once they are written.
+    """
     held, zero, wire = setting.held(pipe), setting.zero, setting.communication
     sizes = [sum(p.share(setting.tensor) for p in group) for group in groups(held)]
     if zero.stage == 3:
@@ -119,6 +126,6 @@ def _buffers(setting: Setting, pipe: int) -> int:
     if bf16_optimizer(setting):
         # Gradients of matrices and of vectors are joined to travel, as long as they are few.
         return wire * sum(sizes) if setting.data > 1 and sum(sizes[:1]) <= zero.bucket else 0
-    copies = 2 if zero.overlap else 1
-    joined = wire * min(zero.bucket, sum(sizes)) if setting.data > 1 else 0
-    return copies * setting.width * zero.bucket + joined
+    copies, written = 2 if zero.overlap else 1, min(zero.bucket, sum(sizes))
+    joined = wire * written if setting.data > 1 else 0
+    return copies * setting.width * (zero.bucket if cuda else written) + joined

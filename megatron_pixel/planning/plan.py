@@ -24,11 +24,13 @@ class Plan:
     @cached_property
     def memory(self) -> list[Memory]:
         """By pipeline rank: of the data-parallel rank that holds most."""
+        return [self.memory_of(pipe) for pipe in range(self.setting.pipeline)]
+
+    def memory_of(self, pipe: int) -> Memory:
+        """Of one pipeline rank, likewise."""
         ranks = range(self.setting.data) if self._uneven else (0,)
-        return [
-            max((memory(self.setting, pipe, data) for data in ranks), key=lambda found: found.total)
-            for pipe in range(self.setting.pipeline)
-        ]
+        found = (memory(self.setting, pipe, data, self.device.cuda) for data in ranks)
+        return max(found, key=lambda each: each.total)
 
     @property
     def _uneven(self) -> bool:

@@ -25,15 +25,16 @@ SHOWN = 6
 """Pipeline ranks in a table; of more, those in the middle are left out where they are alike."""
 
 
-def report(config: RunConfig, plan: Plan, nearest: Nearest | None) -> str:
+def report(config: RunConfig, plan: Plan, nearest: Nearest | None, why: str | None = None) -> str:
     """The whole report.
 
     Args:
         config: of the run.
         plan: of its layout.
         nearest: where the layout does not fit, the nearest that does, if there is one.
+        why: what was chosen for settings that were ``auto``.
     """
-    parts = [_head(config, plan), _parameters(plan), _memory(plan), _traffic(plan), _speed(plan)]
+    parts = [_head(config, plan, why=why), _parameters(plan), _memory(plan), _traffic(plan), _speed(plan)]
     if not plan.fits:
         parts.append(verdict(plan, nearest))
     return "\n\n".join(parts)
@@ -78,7 +79,7 @@ def comparison(config: RunConfig, plan: Plan, plans: Sequence[Plan]) -> str:
     return f"{_head(config, plan, layout=False)}\n\n{found}"
 
 
-def _head(config: RunConfig, plan: Plan, layout: bool = True) -> str:
+def _head(config: RunConfig, plan: Plan, layout: bool = True, why: str | None = None) -> str:
     setting, model = plan.setting, config.model
     nodes = -(-setting.devices // setting.node)
     where = (
@@ -99,6 +100,8 @@ def _head(config: RunConfig, plan: Plan, layout: bool = True) -> str:
         "batch": f"{sum(rows.values()):,} rows a step ({shares}), micro-batches of {setting.rows}, "
         f"{len(setting.kinds)} accumulated",
     }
+    if why is not None:
+        lines["auto"] = why
     if not layout:
         del lines["layout"]
         lines["batch"] = f"{sum(rows.values()):,} rows a step ({shares}), micro-batches of {setting.rows}"

@@ -116,7 +116,7 @@ class Setting:
             bf16=bf16,
             communication=4 if wire == "fp32" else 2,
             kinds=Mixture.from_config(config.data, training, data).schedule(data),
-            rows=training.micro_batch_rows,
+            rows=training.micro_rows,
             recompute=parse_layers(parallel.activation_checkpointing, config.model.layers),
             sequence_parallel="sequence_parallel" in parallel.experimental,
             losses_by_source=_losses_by_source(config),

@@ -1,21 +1,15 @@
 """The training loop: steps, and between them metrics, evaluation, checkpoints and signals."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from megatron_pixel.config.schema import (
-    CheckpointConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
-from megatron_pixel.data.rows import Kind, MicroBatch
+from megatron_pixel.config.schema import CheckpointConfig, EvaluationConfig, OptimizerConfig, TrainingConfig
+from megatron_pixel.data.rows import MicroBatch
 from megatron_pixel.model.batch import Batch
 from megatron_pixel.model.objectives import Objective, losses
 from megatron_pixel.parallel.engine import set_learning_rate
@@ -80,35 +74,29 @@ class Trainer:
     Args:
         execution: the model and its optimizer, in the layout of the run.
         objectives: what the model learns.
-        model, training, optimizer: the parts of the config that a step depends on.
-        end_patch: whether the black end patch is a target.
+        training, optimizer: the parts of the config that a step depends on.
         mesh: where this process stands.
+        feeder: brings micro-batches to the device.
+        observer: of the same execution; gathers what a step did.
         guards: watch over the steps.
-        sources: names of the datasets of each kind, for losses by source.
-        histograms_every: steps between histograms of gradients and weights, 0 for none.
     """
 
     def __init__(
         self,
         execution: Training,
         objectives: Sequence[Objective],
-        model: ModelConfig,
         training: TrainingConfig,
         optimizer: OptimizerConfig,
-        end_patch: bool,
         mesh: Mesh,
+        feeder: Feeder,
+        observer: Observer,
         guards: Guards,
-        sources: Mapping[Kind, Sequence[str]] | None = None,
-        histograms_every: int = 0,
     ) -> None:
         self.engine = execution.engine
         self._execution = execution
         self._objectives = objectives
         self._training, self._optimizer = training, optimizer
-        self.feeder = Feeder(objectives, end_patch, mesh.device)
-        self.mesh = mesh
-        self.observer = Observer(execution, objectives, model, training, mesh, sources, histograms_every)
-        self.guards = guards
+        self.mesh, self.feeder, self.observer, self.guards = mesh, feeder, observer, guards
 
     def step(self, step: int, batches: Sequence[MicroBatch | Prepared]) -> StepEnd:
         """One optimizer step over this rank's micro-batches.
@@ -137,7 +125,8 @@ class Trainer:
             alive.beat(f"backward pass of micro-batch {len(contributions)} of {len(batches)}")
             return value
 
-        self._execution.step(self._watched(feed, len(prepared)), loss)
+        headers = [item.batch.inputs.header for item in prepared]
+        self._execution.step(self._watched(feed, len(prepared)), loss, headers)
         alive.beat("figures of the step")
         seen = self.observer.collect(totals)
         means = seen.losses.by_kind

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from megatron_pixel.config.schema import ModelConfig, TrainingConfig
+from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.data.rows import Kind
 from megatron_pixel.model.objectives import Objective
 from megatron_pixel.parallel.clock import PARTS
@@ -44,7 +44,8 @@ class Observer:
     Args:
         execution: the model and its optimizer.
         objectives: what it learns.
-        model, training: the parts of the config that work and speed depend on.
+        model: its shape.
+        precision: of the run; both tell how much work a step is, and how fast it could be.
         mesh: where this process stands.
         sources: names of the datasets of each kind.
         histograms_every: steps between histograms, 0 for none.
@@ -58,14 +59,14 @@ class Observer:
         execution: Training,
         objectives: Sequence[Objective],
         model: ModelConfig,
-        training: TrainingConfig,
+        precision: str,
         mesh: Mesh,
         sources: Mapping[Kind, Sequence[str]] | None = None,
         histograms_every: int = 0,
     ) -> None:
         self._engine, self._clock = execution.engine, execution.clock
         self._objectives, self._model, self._mesh, self._sources = objectives, model, mesh, sources
-        self._peak = peak_tflops(mesh.device, training.precision)
+        self._peak = peak_tflops(mesh.device, precision)
         names = stage_names(model.layers, [objective.name for objective in objectives])
         self._gradients = StageGradients(self._engine, names, model.layers, mesh)
         self._histograms_every = histograms_every

@@ -37,6 +37,7 @@ from megatron_pixel.training.guarding import Guards
 from megatron_pixel.training.guards import SpikeError, StopSignals
 from megatron_pixel.training.loop import Hooks, Milestones, RewindError, StepEnd, Trainer, train
 from megatron_pixel.training.metrics import Record
+from megatron_pixel.training.observation import Observer
 from megatron_pixel.training.profiling import Profiler
 from megatron_pixel.training.recorder import Recorder
 from megatron_pixel.training.restarts import JOB
@@ -62,18 +63,22 @@ class Run:
         config: the checked config tree.
         mesh: where this process stands.
         signals: those that have been taken care of since the program started; None takes them while it trains.
+        choice: what was decided for settings that were ``auto``, to be told.
 
     Raises:
         UserError: data, DeepSpeed file, checkpoint and layout do not go together, or the folder is in use; before any
             step is taken.
     """
 
-    def __init__(self, config: RunConfig, mesh: Mesh, signals: StopSignals | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, mesh: Mesh, signals: StopSignals | None = None, choice: str | None = None
+    ) -> None:
         check_layout(config, mesh.world_size)
         check_wandb(config.logging.wandb)
         if "sequence_parallel" in config.parallel.experimental and mesh.device.type != "cuda":
             raise UserError("parallel.experimental: megatron-core's sequence_parallel runs on CUDA devices only")
         self._config, self._mesh, self._signals = config, mesh, signals
+        self._choice = [] if choice is None else [f"  auto        {choice}"]
         self._folder = Path(config.run.dir)
         self._checkpoints = self._folder / "checkpoints"
         self._lock: RunLock | None = take_folder(self._folder, mesh)
@@ -106,7 +111,7 @@ class Run:
         facts = {"step": self._done, "processes": mesh.world_size, "host": socket.gethostname()}
         self._note("start", facts | {"job": os.environ.get(JOB)})
         self._show(start_block(config, mesh, self._layout, self._parameters, self._rows, len(self._kinds)))
-        for line in [*machines, f"  disk        {room}"]:
+        for line in [*self._choice, *machines, f"  disk        {room}"]:
             self._show(line)
         self._show(self._starting_point(found))
         notes = [*self._reader.notes, self._limit.complaint()]
@@ -225,17 +230,18 @@ class Run:
         """What takes the steps, with guards of its own."""
         config, mesh = self._config, self._mesh
         self._guards = Guards(config.guards, self._folder, mesh)
-        return Trainer(
+        feeder = Feeder(self._objectives, config.loss.end_patch, mesh.device)
+        observer = Observer(
             self._execution,
             self._objectives,
             config.model,
-            config.training,
-            config.optimizer,
-            config.loss.end_patch,
+            config.training.precision,
             mesh,
-            self._guards,
             self._reader.source_names,
             config.logging.histograms,
+        )
+        return Trainer(
+            self._execution, self._objectives, config.training, config.optimizer, mesh, feeder, observer, self._guards
         )
 
     def _loader(self, feeder: Feeder) -> PrefetchLoader[Prepared]:
@@ -374,5 +380,5 @@ def _read_ahead(config: RunConfig, accumulation: int) -> int:
     would let the device wait for the rest. A step of very many is read ahead as far as the memory for it goes.
     """
     model = config.model
-    values = model.seq_length * model.patch_size**2 * model.num_channels * config.training.micro_batch_rows
+    values = model.seq_length * model.patch_size**2 * model.num_channels * config.training.micro_rows
     return max(config.data.prefetch, min(accumulation, READ_AHEAD_BYTES // values))

@@ -38,7 +38,7 @@ def synthetic(*overrides: str) -> RunConfig:
         ),
         (
             ["--parallel.activation_checkpointing=some"],
-            "activation_checkpointing: 'some': expected none, all, or layers such as 1-12,24",
+            "activation_checkpointing: 'some': expected none, all, auto, or layers such as 1-12,24",
         ),
         (
             ["--parallel.activation_checkpointing=20-25"],

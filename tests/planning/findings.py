@@ -29,5 +29,7 @@ class Watched:
     """Of a pipeline: tick, kind and micro-batch of every pass, send and receive."""
     ticks: int = 0
     """Of a pipeline's schedule."""
+    headers_asked_for: int = 0
+    """Of a pipeline: how often the stages copied a header to the host, which waits for a device."""
     saved: list[int] = field(default_factory=list)
     """Bytes that each micro-batch keeps for its backward pass."""

@@ -1,12 +1,15 @@
 """What DeepSpeed's pipeline engine executes in a step, tick by tick. What happens in each rank."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from deepspeed.runtime.pipe import schedule
+from torch import Tensor
 
+from megatron_pixel.parallel.pipeline import PipelinedStages
 from tests.planning.findings import Watched
 
 KINDS = {
@@ -34,6 +37,22 @@ class Counted:
     def num_pipe_buffers(self) -> int:
         """As the engine asks for them."""
         return int(self._original.num_pipe_buffers())
+
+
+@contextmanager
+def counted_headers(found: Watched) -> Iterator[None]:
+    """Count the copies to the host that the stages ask for themselves."""
+    original = Tensor.cpu
+
+    def cpu(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        found.headers_asked_for += sys._getframe(1).f_code is PipelinedStages.forward.__code__
+        return original(tensor, *arguments, **options)
+
+    Tensor.cpu = cpu  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Tensor.cpu = original  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_pixel.model.token_loss import CHUNK
-from megatron_pixel.planning.activations import HEAD_CHUNK, kept
+from megatron_pixel.planning.activations import kept
 from megatron_pixel.planning.communication import group_size, traffic
 from megatron_pixel.planning.memory import gradient_bytes, optimizer_bytes, weight_bytes
 from megatron_pixel.planning.pipeline import bubble_ticks, schedule, ticks
@@ -75,10 +74,6 @@ def setting_of(case: Case) -> Setting:
     return Setting.of(case.config(Path()), int(np.prod(case.layout)), node=8)
 
 
-def test_the_plan_cuts_the_head_as_the_model_does() -> None:
-    assert HEAD_CHUNK == CHUNK
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bytes_that_a_step_sends(found: Found, case: Case) -> None:
     setting = setting_of(case)
@@ -103,6 +98,11 @@ def test_ticks_of_a_pipeline(found: Found, case: Case) -> None:
         busy = {tick for tick, kind, _ in watched.instructions if kind in ("forward", "backward")}
         assert watched.ticks - len(busy) == bubble_ticks(setting.pipeline)
         assert bubble_ticks(setting.pipeline) / watched.ticks == pytest.approx(bubble(setting))
+
+
+def test_no_rank_of_a_pipeline_waits_for_a_header(found: Found) -> None:
+    asked = [(case, watched.place) for case in CASES for watched in found[case] if watched.headers_asked_for]
+    assert asked == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

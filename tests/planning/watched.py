@@ -22,7 +22,7 @@ from megatron_pixel.training.run import Run
 from tests.distributed.cases import Case
 from tests.distributed.layouts import in_worlds
 from tests.planning.findings import Sent, Watched
-from tests.planning.pipelines import watched_schedule
+from tests.planning.pipelines import counted_headers, watched_schedule
 
 STEPS = 3
 """The last one is watched: the first sends shapes through a pipeline, and ZeRO 3 learns the order of modules."""
@@ -62,6 +62,7 @@ def watch(case: Case, folder: Path, here: Mesh) -> Watched:
         stack.enter_context(gradients_of(trainer, len(batches), found))
         if here.pipe_size > 1:
             stack.enter_context(watched_schedule(trainer.engine, found))
+            stack.enter_context(counted_headers(found))
         stack.enter_context(marked_step(trainer))
         stack.enter_context(saved_by(trainer, found))
         records.append(stack.enter_context(profile(activities=[ProfilerActivity.CPU], record_shapes=True)))
@@ -186,13 +187,13 @@ def gradients_of(trainer: Trainer, micro_batches: int, found: Watched) -> Iterat
         return
     calls = itertools.count(1)
 
-    def step(batches: Any, loss: Any) -> None:
+    def step(batches: Any, loss: Any, headers: Any) -> None:
         def look_and_lose(*arguments: Any) -> Any:
             if next(calls) == micro_batches > 1:
                 found.gradients = gradient_bytes(engine)
             return loss(*arguments)
 
-        original(batches, look_and_lose)
+        original(batches, look_and_lose, headers)
 
     execution.step = step  # type: ignore[method-assign]
     yield
