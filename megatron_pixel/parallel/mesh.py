@@ -19,6 +19,7 @@ from megatron.core import parallel_state
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ParallelConfig
+from megatron_pixel.parallel.host_memory import keep_freed_memory
 from megatron_pixel.parallel.launch import Launch, meeting_seconds, read_launch
 from megatron_pixel.parallel.layout import data_parallel_size
 from megatron_pixel.parallel.meeting import meet
@@ -116,6 +117,8 @@ def start_mesh(parallel: ParallelConfig, timeout: timedelta = TIMEOUT) -> Mesh:
     launch = read_launch(os.environ)
     data_size = data_parallel_size(parallel, launch.world_size)
     device = _device(launch)
+    if device.type == "cpu":
+        keep_freed_memory()
     # Megatron's tensor-parallel layers count on kernels starting in the order of their launches.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     try:
