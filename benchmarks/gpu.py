@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Everything that needs a GPU, in one call of nine minutes: its tests, and the training benchmark in all its variants.
+"""Everything that needs a GPU, in one call of nine minutes: its tests, the training benchmark, the levers of a step.
 
     python benchmarks/gpu.py --collect wheels --python 3.12        # where there is a package index
     python3 benchmarks/gpu.py --wheels wheels --out results        # on the GPU machine, no network, torch is there
     python benchmarks/gpu.py                                       # where everything is installed
     python benchmarks/gpu.py --device cpu --minutes 3              # the way without the GPU, on a tiny model
 
-From the wheels it installs what the machine's Python lacks, into a folder of its own. Then it runs `pytest -m gpu` and
-`benchmarks/training.py --variants all`, each within its share of the time and each kept if the other fails. The folder
-`--out` (default: $OUT, else runs/gpu) gets `training_gpu.json`, written after every precision, `summary.json`, and what
-the programs said. Take the first to `benchmarks/results` and run `python benchmarks/report.py`. Exit status 1:
-something failed; the rest is there.
+From the wheels it installs what the machine's Python lacks, into a folder of its own. Then it runs `pytest -m gpu`,
+`benchmarks/training.py --variants all` and `benchmarks/levers_gpu.py`, each within its share of the time and each kept
+if another fails. The folder `--out` (default: $OUT, else runs/gpu) gets `training_gpu.json`, written after every
+precision, `levers_gpu.json`, written after every part, `summary.json`, and what the programs said. Take the first two
+to `benchmarks/results` and run `python benchmarks/report.py`. Exit status 1: something failed; the rest is there.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -31,10 +32,15 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu_wheels import WheelsError, collect, install
 
-TESTS_SHARE = 0.35
-"""Of the time, at the most: the benchmark takes what is left."""
+TESTS_SHARE = 0.3
+"""Of the time, at the most."""
+LEVERS_SHARE = 0.22
+"""Of the time, at the least; the benchmark has what tests and levers leave."""
+JOBS = ("tests", "benchmark", "levers")
 CLOSING = 20.0
 """Seconds kept for a program to end after its own limit."""
+ATTEMPTS = 4
+"""Calls of the levers at the most."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -44,15 +50,16 @@ def main(words: Sequence[str]) -> int:
     add("--collect", type=Path, metavar="FOLDER", help="fill this folder with wheels, and end")
     add("--python", default="3.12", metavar="3.N", help="with --collect: Python of the GPU machine (default: 3.12)")
     add("--without", nargs="*", default=[], metavar="NAME", help="with --collect: packages that the machine has")
+    add("--limit", type=float, default=64.0, metavar="MIB", help="with --collect: of all (default: %(default)g)")
     add("--wheels", type=Path, metavar="FOLDER", help="install from there what is lacking")
     add("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "runs" / "gpu"), help="folder of the results")
     add("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: try the way, on a tiny model")
     add("--minutes", type=float, default=9.0, help="for all of it (default: %(default)s)")
-    add("--only", choices=["tests", "benchmark"], help="one of the two")
+    add("--only", choices=JOBS, help="one of the three")
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the benchmark's runs")
     arguments = parser.parse_args(words)
     if arguments.collect is not None:
-        collect(arguments.collect, arguments.python, arguments.without)
+        collect(arguments.collect, arguments.python, arguments.without, arguments.limit)
         return 0
     return run(arguments, time.monotonic())
 
@@ -61,36 +68,44 @@ def run(arguments: argparse.Namespace, begin: float) -> int:
     """Install, test, measure, sum up."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1")
-    site = None
+    room = Path(tempfile.mkdtemp(prefix="gpu-"))
+    # Every program would compile what is installed anew, or leave bytecode in the checkout.
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONPYCACHEPREFIX=str(room / "bytecode"))
+    try:
+        return _run(arguments, begin, out, room, environment)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _run(arguments: argparse.Namespace, begin: float, out: Path, room: Path, environment: dict[str, str]) -> int:
     if arguments.wheels is not None:
-        site = install(arguments.wheels)
-        if site is not None:
+        site = room / "site"
+        if install(arguments.wheels, site):
             before = environment.get("PYTHONPATH")
             environment["PYTHONPATH"] = str(site) if not before else f"{site}{os.pathsep}{before}"
     summary: dict[str, Any] = {"install_seconds": round(time.monotonic() - begin, 1)}
     print(f"installed in {summary['install_seconds']:.0f} s", flush=True)
+    whole = 60 * arguments.minutes
+    end = begin + whole
+    jobs = JOBS if arguments.only is None else (arguments.only,)
+    kept = {"tests": whole * (1 - TESTS_SHARE), "benchmark": whole * LEVERS_SHARE, "levers": 0.0}
+    work = {"tests": run_tests, "benchmark": run_benchmark, "levers": run_levers}
     try:
-        end = begin + 60 * arguments.minutes
-        if arguments.only != "benchmark":
-            limit = (end - time.monotonic()) * (TESTS_SHARE if arguments.only is None else 1.0)
-            summary["tests"] = run_tests(arguments.device, out, environment, limit)
+        for job in jobs:
+            limit = end - time.monotonic() - (kept[job] if len(jobs) > 1 else 0.0)
+            summary[job] = work[job](arguments, out, environment, limit)
             _keep(out, summary)
-        if arguments.only != "tests":
-            summary["benchmark"] = run_benchmark(arguments, out, environment, end - time.monotonic())
     finally:
         _keep(out, summary)
-        if site is not None:
-            shutil.rmtree(site, ignore_errors=True)
-    failed = [name for name in ("tests", "benchmark") if summary.get(name, {}).get("status")]
+    failed = [job for job in JOBS if summary.get(job, {}).get("status")]
     print(f"{out}: {'all well' if not failed else ' and '.join(failed) + ' failed, see the logs there'}", flush=True)
     return int(bool(failed))
 
 
-def run_tests(device: str, out: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
+def run_tests(arguments: argparse.Namespace, out: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
     """The tests marked ``gpu``; without a device they are collected and skipped, which shows that they import."""
     files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py") if _is_marked(path))
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if arguments.device == "cpu" else {}
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--durations=10", *files]
     result = _logged(command, out / "tests.log", environment | hidden, limit)
     text = (out / "tests.log").read_text(encoding="utf-8", errors="replace")
@@ -116,6 +131,27 @@ def run_benchmark(
     if not json_file.exists() and not result["status"]:
         result["status"] = 1
     return result
+
+
+def run_levers(arguments: argparse.Namespace, out: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
+    """``levers_gpu.py``; where a part ends the program, once more for the parts behind it."""
+    end = time.monotonic() + limit
+    json_file = out / "levers_gpu.json"
+    json_file.unlink(missing_ok=True)
+    command = [sys.executable, str(ROOT / "benchmarks" / "levers_gpu.py"), "--device", arguments.device]
+    command += ["--json", str(json_file), "--go-on"]
+    command += ["--size", "tiny", "--rows", "2", "--parameters", "1000000"] if arguments.device == "cpu" else []
+    result: dict[str, Any] = {}
+    for attempt in range(1, ATTEMPTS + 1):
+        left = end - time.monotonic()
+        minutes = max(0.1, (left - CLOSING) / 60)
+        log = out / ("levers.log" if attempt == 1 else f"levers-{attempt}.log")
+        found = _logged([*command, f"--minutes={minutes:.2f}"], log, environment, left)
+        result = {"status": found["status"], "seconds": result.get("seconds", 0.0) + found["seconds"], "calls": attempt}
+        # 2 is an error of the call itself; a part that was not begun for lack of time is written down as left out.
+        if found["status"] in (0, 2, 124) or end - time.monotonic() < CLOSING:
+            break
+    return result | {"written": json_file.exists()}
 
 
 def _is_marked(path: Path) -> bool:

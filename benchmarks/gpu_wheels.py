@@ -6,21 +6,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
-ROOTS = (
-    "megatron-core deepspeed transformers pytest numpy numba uharfbuzz freetype-py regex zstandard pillow psutil "
-    "pyyaml tqdm tensorboard protobuf absl-py"
-).split()
-"""What a run on made-up rows, its peers and the tests of a GPU import, besides torch."""
-LEFT_OUT = {"torch", "grpcio", "hf-xet", "tensorboard-data-server", "werkzeug", "markdown"}
-"""There already, or never imported on the way: a server's parts, and a downloader's."""
+ROOTS = "megatron-core deepspeed transformers pytest numpy psutil pyyaml tensorboard".split()
+"""What a run on made-up rows, its peers and the tests of a GPU import, besides torch. Neither the renderer nor the page
+codec is among it: numba with its compiler has the size of everything else together."""
+LEFT_OUT = {"torch", "grpcio", "hf-xet", "tensorboard-data-server", "werkzeug", "markdown", "pillow"}
+"""There already, or never imported on the way: a server's parts, a downloader's, what draws pictures."""
 OURS = ("megatron-core", "deepspeed")
 """Installed in our version in any case; of everything else the machine's own is good enough."""
-MOST = 64 << 20
-"""Bytes that a folder should have at the most, as it travels."""
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_12", "manylinux1")
 
 
@@ -28,35 +26,63 @@ class WheelsError(Exception):
     """What the user can mend. The package's own UserError is not to be had before anything is installed."""
 
 
-def collect(folder: Path, python: str, without: Sequence[str] = ()) -> None:
+def collect(folder: Path, python: str, without: Sequence[str], limit: float) -> None:
     """Download the wheels, in the versions that are installed here, with what they need; build DeepSpeed's.
 
     Args:
-        folder: gets them; made if it is not there.
+        folder: gets them; made if it is not there. Other versions of the same packages, and wheels for another Python,
+            are taken out of it.
         python: version of the GPU machine's Python, such as ``3.12``.
         without: packages that the machine has.
+        limit: MiB that all of them may have at the most.
 
     Raises:
-        WheelsError: a package is not installed here, or has no wheel for that Python.
+        WheelsError: a package is not installed here, or has no wheel for that Python, or they are larger than that.
     """
     folder.mkdir(parents=True, exist_ok=True)
     left_out = LEFT_OUT | {normalized(name) for name in without}
     found = closure(ROOTS, left_out, python)
-    wheels = {normalized(path.name.split("-")[0]): path for path in folder.glob("*.whl")}
     for name, number in sorted(found.items()):
-        if name in wheels and f"-{number}-" in wheels[name].name:
-            continue
-        if name == "deepspeed":
-            _build(folder, f"deepspeed=={number}")
-        else:
-            _download(folder, f"{name}=={number}", python)
-        print(f"  {name} {number}", flush=True)
-    size = sum(path.stat().st_size for path in folder.glob("*.whl"))
-    print(f"{folder}: {len(list(folder.glob('*.whl')))} wheels, {size / 2**20:.1f} MiB")
-    if size > MOST:
-        largest = sorted(folder.glob("*.whl"), key=lambda path: -path.stat().st_size)[:3]
-        names = ", ".join(f"{path.name.split('-')[0]} {path.stat().st_size / 2**20:.0f} MiB" for path in largest)
-        print(f"that is more than {MOST >> 20} MiB ({names}): leave out what the machine has with --without NAME")
+        if not any(_suits(path, number, python) for path in _wheels(folder, name)):
+            print(f"  {name} {number}", flush=True)
+            if name == "deepspeed":
+                _build(folder, f"deepspeed=={number}")
+            else:
+                _download(folder, f"{name}=={number}", python)
+        for path in _wheels(folder, name):
+            if not _suits(path, number, python):
+                path.unlink()
+    sizes = {path: path.stat().st_size / 2**20 for path in folder.glob("*.whl")}
+    for path, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        name = normalized(path.name.split("-")[0])
+        print(f"{size:8.1f} MiB  {name:26}{'' if name in found else 'was there before, and is not asked for'}".rstrip())
+    total = sum(sizes.values())
+    print(f"{total:8.1f} MiB  {len(sizes)} wheels in {folder}")
+    if total > limit:
+        raise WheelsError(
+            f"{folder} has {total:.1f} MiB, more than --limit {limit:g}: leave out what the machine has with --without "
+            "NAME, and delete what is not asked for"
+        )
+
+
+def _wheels(folder: Path, name: str) -> list[Path]:
+    return [path for path in folder.glob("*.whl") if normalized(path.name.split("-")[0]) == name]
+
+
+def _suits(path: Path, number: str, python: str) -> bool:
+    """Whether a wheel has this version, and is for this Python on Linux."""
+    from packaging.tags import compatible_tags, cpython_tags
+    from packaging.utils import parse_wheel_filename
+    from packaging.version import Version
+
+    major, minor = map(int, python.split("."))
+    platforms = [f"{name}_x86_64" for name in PLATFORMS]
+    tags = {
+        *cpython_tags((major, minor), platforms=platforms),
+        *compatible_tags((major, minor), f"cp{major}{minor}", platforms),
+    }
+    _, found, _, its_tags = parse_wheel_filename(path.name)
+    return found == Version(number) and not tags.isdisjoint(its_tags)
 
 
 def closure(roots: Iterable[str], left_out: Iterable[str], python: str) -> dict[str, str]:
@@ -86,13 +112,17 @@ def closure(roots: Iterable[str], left_out: Iterable[str], python: str) -> dict[
     return found
 
 
-def install(folder: Path) -> Path | None:
+def install(folder: Path, site: Path) -> bool:
     """Put what this Python lacks of a folder's wheels into a new folder for ``PYTHONPATH``.
 
     Nothing of the machine is changed: its environment may not be ours, nor have room for a virtual one.
 
+    Args:
+        folder: of the wheels.
+        site: the new folder.
+
     Returns:
-        That folder; None where nothing is lacking.
+        Whether something was lacking.
 
     Raises:
         WheelsError: there are no wheels, or pip refuses one.

@@ -111,9 +111,34 @@ def ratio(its: Result, key: str) -> str:
     return f"**{its[key]:.2f}** ({least:.2f} to {most:.2f})"
 
 
-TABLES: Mapping[str, Callable[[Result], str]] = {"training": training, "training_gpu": training}
+def levers_gpu(result: Result) -> str:
+    """What changes of a step give on a GPU, and what could not be measured."""
+    rows = [
+        [
+            name,
+            *(f"{row[key]:.3g}" for key in ("before_ms", "after_ms")),
+            f"**{row['ratio']:.2f}**",
+            share(row.get("relative_error")),
+        ]
+        for changes in result["parts"].values()
+        for name, row in changes.items()
+    ]
+    absent = [f"Left out: `{part}`: {why}." for part, why in result["left_out"].items()]
+    return (
+        f"{result['device']}, bf16, micro-batches of {result['rows']:,} x {result['positions']:,} positions.\n\n"
+        + table(["part of a step", "before, ms", "after, ms", "**ratio**", "error of a product"], rows)
+        + "".join(f"\n\n{line}" for line in ["  \n".join(absent)] if line)
+    )
+
+
+TABLES: Mapping[str, Callable[[Result], str]] = {
+    "training": training,
+    "training_gpu": training,
+    "levers_gpu": levers_gpu,
+}
+NO_GPU = "Not measured: no GPU was at hand. `python benchmarks/gpu.py` measures it in one call, with the "
 ABSENT = {
-    "training_gpu": "Not measured: no GPU was at hand. `python benchmarks/gpu.py` measures it in one call, with the "
-    "tests that need a GPU."
+    "training_gpu": f"{NO_GPU}tests that need a GPU.",
+    "levers_gpu": f"{NO_GPU}training benchmark on a GPU.",
 }
 """What a page says where a result is not there, if it is more than that."""

@@ -10,6 +10,7 @@ VARIANTS: dict[str, list[str]] = {
     "rows_x2": ["--training.micro_batch_rows={twice}"],
     "rows_x4": ["--training.micro_batch_rows={four_times}"],
     "packing": ["--data.packing=documents"],
+    "compile": ["--training.compile=layers"],
 }
 """``{twice}`` and ``{four_times}``: rows of a micro-batch in multiples of ``--rows``."""
 

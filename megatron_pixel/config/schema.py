@@ -190,6 +190,9 @@ class TrainingConfig:
         metadata={"refused": {"fp16": "fp16 is not supported: use bf16, which needs no loss scaling, or fp32"}},
     )
     """Of the forward and backward pass; master weights and optimizer states are fp32 in both."""
+    compile: Literal["none", "layers"] = "none"
+    """``layers``: before the first step ``torch.compile`` makes one code for all decoder layers, which takes a minute
+    and a C++ compiler or, on CUDA devices, Triton. What they compute changes by rounding only."""
 
     @property
     def micro_rows(self) -> int:

@@ -40,6 +40,7 @@ def validate(config: RunConfig, where: Mapping[str, str] | None = None) -> None:
     _check_data(report)
     _check_rendering(report)
     _check_batch(report)
+    _check_compiling(report)
     _check_optimization(report)
     _check_names(report)
     _check_watching(report)
@@ -203,6 +204,19 @@ def _check_batch(report: Report) -> None:
             f"nearest valid: {_nearest_few(training.micro_rows, _divisors(math.gcd(*rows)))}",
         )
 
+
+def _check_compiling(report: Report) -> None:
+    config = report.config
+    if config.training.compile == "none":
+        return
+    if config.data.packing == "documents":
+        report.add(
+            "training.compile",
+            "layers, but data.packing is documents: each number of documents would be compiled anew; set "
+            "training.compile none, or data.packing none",
+        )
+    if "sequence_parallel" in config.parallel.experimental:
+        report.add("training.compile", "layers are not compiled under sequence_parallel (parallel.experimental)")
 
 
 def _check_optimization(report: Report) -> None:

@@ -1,12 +1,14 @@
-"""The page codecs that this program knows: one is made for a new dataset, or opened for an existing one."""
+"""The page codecs that this program knows: one is made for a new dataset, or opened for an existing one.
+
+They are imported when one is asked for: their compiled code wants numba, which takes a second to import, and a run on
+tokens or made-up rows does without.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.data.codec_base import DamagedPageError, Encoded, PageCodec
-from megatron_pixel.data.codec_columns import ColumnCodec
-from megatron_pixel.data.codec_glyphs import GlyphCodec
 from megatron_pixel.rendering.page import Page
 
 if TYPE_CHECKING:
@@ -14,13 +16,17 @@ if TYPE_CHECKING:
 
 __all__ = ["DamagedPageError", "Encoded", "PageCodec", "codec_class", "load_codec", "train_codec"]
 
-DEFAULT = GlyphCodec.name
+DEFAULT = "glyphs"
 """What the pages of a renderer are stored with."""
 
 
 def codec_class(name: str, version: int | None = None) -> type[PageCodec]:
     """Codec of that name, in the newest version by default. Raises UserError where this program has none."""
-    for codec in (ColumnCodec, GlyphCodec):
+    from megatron_pixel.data.codec_columns import ColumnCodec
+    from megatron_pixel.data.codec_glyphs import GlyphCodec
+
+    codecs: tuple[type[PageCodec], ...] = (ColumnCodec, GlyphCodec)
+    for codec in codecs:
         if codec.name == name and version in (None, codec.version):
             return codec
     raise UserError(f"no page codec {name!r} version {version} here; a newer program may know it")
@@ -32,7 +38,11 @@ def train_codec(pages: Sequence[Page], renderer: "Renderer | None" = None) -> Pa
     Without a renderer, the codec takes pages from anywhere, known by their pixels alone.
     """
     if renderer is not None:
+        from megatron_pixel.data.codec_glyphs import GlyphCodec
+
         return GlyphCodec.build(pages, renderer)
+    from megatron_pixel.data.codec_columns import ColumnCodec
+
     patch_size = pages[0].patch_size if pages else 16  # without pages nothing will be encoded
     return ColumnCodec.build(pages, patch_size)
 

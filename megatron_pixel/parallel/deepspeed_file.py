@@ -106,6 +106,19 @@ class DeepSpeedFile:
                     "auto: take this key out, or set training.micro_batch_rows to a number"
                 )
 
+    def check_compiling(self, training: TrainingConfig) -> None:
+        """Refuse compiled layers under ZeRO 3, which gathers weights in hooks that the compiler would cut through.
+
+        Raises:
+            UserError: both are set.
+        """
+        if training.compile != "none" and self.zero_stage == 3:
+            raise UserError(
+                f"{self._place('stage')}: zero_optimization.stage is 3, but training.compile is {training.compile}: "
+                "compiled layers go with stages 1 and 2; set training.compile to none, or deepspeed_config to "
+                "ds_configs/zero2.json"
+            )
+
     def check(self, training: TrainingConfig, optimizer: OptimizerConfig, accumulation: int) -> None:
         """Refuse what contradicts the config tree.
 

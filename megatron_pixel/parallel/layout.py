@@ -32,6 +32,7 @@ def check_layout(config: RunConfig, processes: int) -> None:
     try:
         file = DeepSpeedFile(config.deepspeed_config)
         file.check_pipeline(config.parallel)
+        file.check_compiling(config.training)
         if ROWS in names:
             file.check_automatic()
         if accumulation is not None:

@@ -5,8 +5,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from megatron_pixel.rendering.expand import patches_from_columns
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Marks:
@@ -101,6 +99,9 @@ class Page:
         ``num_channels`` is 1 (a page with color becomes its ITU-R 601 luma, as Pillow's mode ``L``) or 3 (RGB).
         ``out``, uint8 [at least n, P, P, C] and contiguous, receives them; its first n are returned.
         """
+        # Compiled code: only who draws pages or reads stored ones imports numba.
+        from megatron_pixel.rendering.expand import patches_from_columns
+
         if num_channels not in (1, 3):
             raise ValueError(f"a page has 1 or 3 channels, not {num_channels}")
         size = self.patch_size

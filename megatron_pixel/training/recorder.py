@@ -7,8 +7,6 @@ import numpy as np
 
 from megatron_pixel.config.loader import to_dict
 from megatron_pixel.config.schema import RunConfig
-from megatron_pixel.drawing import prediction_sheet
-from megatron_pixel.model_pictures import attention_sheet
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training.evaluation import Evaluation
 from megatron_pixel.training.metrics import EVALUATION_KEYS, STEP_KEYS, MetricsLog, Record, curves
@@ -114,6 +112,8 @@ class Recorder:
 
 def page_picture(page: PredictedPage, step: int, config: RunConfig) -> np.ndarray:
     """A held-out page, its prediction and its errors, uint8 [height, width, 3]."""
+    from megatron_pixel.drawing import prediction_sheet  # a run without pictures does without Pillow
+
     sheet = prediction_sheet(
         page.patches,
         page.predictions,
@@ -126,6 +126,8 @@ def page_picture(page: PredictedPage, step: int, config: RunConfig) -> np.ndarra
 
 def attention_picture(page: PredictedPage, step: int) -> np.ndarray:
     """What the patches of a page look at, uint8 [height, width, 3]."""
+    from megatron_pixel.model_pictures import attention_sheet
+
     assert page.attention is not None
     title = f"step {step:,}: attention of layer {page.layer}, row {page.origin[1]:,} of {page.origin[0]}"
     return np.asarray(attention_sheet(page.patches, page.attention, title=title))

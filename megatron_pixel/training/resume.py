@@ -14,6 +14,7 @@ FREE_TO_CHANGE = (
     "parallel",
     "deepspeed_config",
     "training.micro_batch_rows",
+    "training.compile",
     "training.stop_after",
     "checkpoint",
     "logging",

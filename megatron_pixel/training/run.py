@@ -45,7 +45,7 @@ from megatron_pixel.training.resume import Layout
 from megatron_pixel.training.run_lock import RunLock
 from megatron_pixel.training.saving import Saver
 from megatron_pixel.training.space import check_space
-from megatron_pixel.training.start import check_data, look_at_machines, take_folder
+from megatron_pixel.training.start import check_data, compile_as_asked, look_at_machines, take_folder
 from megatron_pixel.training.summary import start_block
 from megatron_pixel.training.time_limit import TimeLimit
 from megatron_pixel.training.wandb_log import check_wandb
@@ -111,7 +111,7 @@ class Run:
         facts = {"step": self._done, "processes": mesh.world_size, "host": socket.gethostname()}
         self._note("start", facts | {"job": os.environ.get(JOB)})
         self._show(start_block(config, mesh, self._layout, self._parameters, self._rows, len(self._kinds)))
-        for line in [*self._choice, *machines, f"  disk        {room}"]:
+        for line in [*self._choice, *machines, *self._compiling, f"  disk        {room}"]:
             self._show(line)
         self._show(self._starting_point(found))
         notes = [*self._reader.notes, self._limit.complaint()]
@@ -152,6 +152,7 @@ class Run:
             specs, boundaries(config), merged, config.optimizer.weight_decay, mesh
         )
         self._engine = self._execution.engine
+        self._compiling = compile_as_asked(config, self._execution.module)
 
     def _open_batches(self, found: checkpoint.Found | None) -> None:
         """Which rows each step takes: what the settings, the checkpoint and rewinds of this run say."""

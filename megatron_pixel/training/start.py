@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import nn
 
 from megatron_pixel.config.errors import UserError
-from megatron_pixel.config.mixture import parse_source
+from megatron_pixel.config.mixture import parse_mixture, parse_source
 from megatron_pixel.config.schema import RunConfig
 from megatron_pixel.data.manifest import Manifest
 from megatron_pixel.data.mixture import MixtureReader, kinds_of
@@ -15,6 +17,7 @@ from megatron_pixel.data.packing import plans_of
 from megatron_pixel.data.sources import DATA_KEYS
 from megatron_pixel.data.verification_packing import examine_plan
 from megatron_pixel.data.verification_tasks import Task, run_here
+from megatron_pixel.model.compiling import compile_layers
 from megatron_pixel.parallel.mesh import Mesh
 from megatron_pixel.training import health
 from megatron_pixel.training.run_lock import RunLock
@@ -62,6 +65,28 @@ def check_data(config: RunConfig, reader: MixtureReader, mesh: Mesh) -> None:
         together(lambda: reader.sample(mesh.rank, mesh.world_size))
     else:
         together(lambda: _compare_hashes(config, mesh.rank, mesh.world_size))
+
+
+def compile_as_asked(config: RunConfig, stages: nn.Module) -> list[str]:
+    """Compile the decoder layers where ``training.compile`` says so; collective.
+
+    Args:
+        config: of the run.
+        stages: this rank's, as the engine trains them.
+
+    Returns:
+        A line on what it took; none where nothing is compiled.
+
+    Raises:
+        UserError: on all ranks alike; they cannot be compiled here.
+    """
+    if config.training.compile == "none":
+        return []
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    masked = config.pair.layout == "released" and parse_mixture(config.data.mixture).pair > 0
+    seconds: list[float] = []
+    together(lambda: seconds.append(compile_layers(stages, config.model, config.training.micro_rows, dtype, masked)))
+    return [f"  compile     one code for all decoder layers, in {seconds[0]:.1f} s"]
 
 
 def together(work: Callable[[], object]) -> None:

@@ -24,9 +24,9 @@ def wheel(folder: Path, name: str, number: str) -> None:
 
 def test_all_that_is_needed_is_taken_along_and_torch_is_not() -> None:
     found = gpu_wheels.closure(gpu_wheels.ROOTS, gpu_wheels.LEFT_OUT, "3.12")
-    assert {"megatron-core", "deepspeed", "pydantic-core", "tokenizers", "llvmlite", "pluggy"} <= found.keys()
-    assert not found.keys() & {"torch", "grpcio", "triton"}
-    assert "llvmlite" not in gpu_wheels.closure(gpu_wheels.ROOTS, {"numba"}, "3.12")
+    assert {"megatron-core", "deepspeed", "pydantic-core", "tokenizers", "tensorboard", "pluggy"} <= found.keys()
+    assert not found.keys() & {"torch", "grpcio", "triton", "numba", "llvmlite", "uharfbuzz", "zstandard"}
+    assert "tokenizers" not in gpu_wheels.closure(gpu_wheels.ROOTS, {"tokenizers"}, "3.12")
     with pytest.raises(gpu_wheels.WheelsError, match="no-such-package is not installed here"):
         gpu_wheels.closure(["no-such-package"], [], "3.12")
 
@@ -36,23 +36,52 @@ def test_only_what_is_lacking_is_installed(tmp_path: Path, monkeypatch: pytest.M
     wheel(tmp_path, "numpy", "0.0.1")
     asked: list[list[str]] = []
     monkeypatch.setattr(gpu_wheels, "_pip", lambda words, option: asked.append(list(words)))
-    site = gpu_wheels.install(tmp_path)
-    assert site is not None
+    assert gpu_wheels.install(tmp_path, tmp_path / "site")
     assert asked[0][-1] == "nobody_has_this==1.0"
     assert "numpy==0.0.1" not in asked[0]
     assert {"--no-index", "--no-deps"} <= set(asked[0])
     wheel(tmp_path, "deepspeed", "0.0.1")  # other than the one here: ours counts
-    gpu_wheels.install(tmp_path)
+    gpu_wheels.install(tmp_path, tmp_path / "site")
     assert "deepspeed==0.0.1" in asked[1]
     with pytest.raises(gpu_wheels.WheelsError, match="no wheels in it"):
-        gpu_wheels.install(tmp_path / "empty")
+        gpu_wheels.install(tmp_path / "empty", tmp_path / "site")
 
 
-def test_pip_installs_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pip", [True, False])
+def test_what_is_lacking_gets_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip: bool) -> None:
+    if not pip:
+        monkeypatch.setattr(gpu_wheels, "find_spec", lambda name: None)
+        monkeypatch.setattr(gpu_wheels, "_pip", lambda *_: pytest.fail("there is no pip"))
     wheel(tmp_path, "nobody_has_this", "1.0")
-    site = gpu_wheels.install(tmp_path)
-    assert site is not None
-    assert (site / "nobody_has_this.py").read_text() == "NUMBER = '1.0'\n"
+    assert gpu_wheels.install(tmp_path, tmp_path / "site")
+    assert (tmp_path / "site" / "nobody_has_this.py").read_text() == "NUMBER = '1.0'\n"
+
+
+def test_a_folder_is_kept_in_order_and_below_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One wheel of each package, for the Python that is asked for; what is too much is said with its size."""
+    monkeypatch.setattr(gpu_wheels, "closure", lambda *_: {"one": "2.0", "two": "1.0"})
+    fetched: list[str] = []
+
+    def download(folder: Path, requirement: str, python: str) -> None:
+        fetched.append(requirement)
+        wheel(folder, *requirement.split("=="))
+
+    monkeypatch.setattr(gpu_wheels, "_download", download)
+    wheel(tmp_path, "one", "1.0")
+    wheel(tmp_path, "two", "1.0")
+    wheel(tmp_path, "numba", "1.0")
+    (tmp_path / "two-1.0-cp311-cp311-manylinux_2_17_x86_64.whl").touch()
+    gpu_wheels.collect(tmp_path, "3.12", [], limit=1.0)
+    assert fetched == ["one==2.0"]
+    assert {path.name.split("-py3")[0] for path in tmp_path.glob("*.whl")} == {"one-2.0", "two-1.0", "numba-1.0"}
+    shown = capsys.readouterr().out
+    assert "numba                     was there before, and is not asked for" in shown
+    assert "3 wheels in" in shown
+    (tmp_path / "two-1.0-py3-none-any.whl").write_bytes(bytes(2 << 20))
+    with pytest.raises(gpu_wheels.WheelsError, match=r"has 2\.0 MiB, more than --limit 1"):
+        gpu_wheels.collect(tmp_path, "3.12", [], limit=1.0)
 
 
 def test_a_program_is_shown_kept_and_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,26 +96,47 @@ def test_a_program_is_shown_kept_and_ended(tmp_path: Path, capsys: pytest.Captur
     assert log.read_text() == "begun\n"
 
 
-def test_a_failure_of_one_does_not_keep_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[list[str]] = []
+class Programs:
+    """Stands for the programs that are started: what they would leave, and how long they take of a clock."""
 
-    def logged(command: list[str], log: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
-        commands.append(command)
+    def __init__(self, levers: list[int]) -> None:
+        self.commands: list[list[str]] = []
+        self.limits: list[float] = []
+        self._levers = levers
+
+    def __call__(self, command: list[str], log: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
+        self.commands.append(command)
+        self.limits.append(limit)
+        assert "PYTHONPYCACHEPREFIX" in environment
         if "pytest" in command:
             log.write_text("1 failed, 12 passed, 3 skipped in 9 s\n")
             return {"status": 1, "seconds": 9.0}
         Path(command[command.index("--json") + 1]).write_text("{}")
-        return {"status": 0, "seconds": 99.0}
+        status = self._levers.pop(0) if "--go-on" in command else 0
+        return {"status": status, "seconds": 99.0}
 
-    monkeypatch.setattr(gpu, "_logged", logged)
-    assert gpu.main(["--out", str(tmp_path), "--minutes", "9"]) == 1
-    tests, benchmark = commands
+
+def test_a_failure_of_one_does_not_keep_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = Programs(levers=[-11, 1, 0])
+    monkeypatch.setattr(gpu, "_logged", programs)
+    assert gpu.main(["--out", str(tmp_path), "--minutes", "10"]) == 1
+    tests, benchmark, *levers = programs.commands
     assert "tests/gpu/test_training.py" in tests
     assert "tests/model/test_batch.py" in tests
     assert benchmark[benchmark.index("--variants") + 1] == "all"
+    assert len(levers) == 3, "a part that ends the program, and one that spoils the device, cost only themselves"
+    assert programs.limits[:3] == pytest.approx([180, 600 - 132 + gpu.CLOSING, 600], abs=2)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["tests"] == {"status": 1, "seconds": 9.0, "passed": 12, "failed": 1, "skipped": 3, "error": 0}
     assert summary["benchmark"] == {"status": 0, "seconds": 99.0, "written": True}
+    assert summary["levers"] == {"status": 0, "seconds": 297.0, "calls": 3, "written": True}
+
+
+def test_an_error_of_the_call_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = Programs(levers=[2])
+    monkeypatch.setattr(gpu, "_logged", programs)
+    assert gpu.main(["--out", str(tmp_path), "--only", "levers"]) == 1
+    assert len(programs.commands) == 1
 
 
 def test_it_starts_where_nothing_is_installed() -> None:
