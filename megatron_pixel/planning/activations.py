@@ -20,6 +20,8 @@ HEAD_CHUNK = 2048
 """Token targets whose logits exist at a time: ``CHUNK`` of ``model/token_loss.py``, which would import torch."""
 HEAD_CACHED = 1 << 19
 """Logits that a CPU turns into probabilities at a time: ``CACHED`` there."""
+HEAD_ALIGNED = 16
+"""Targets are filled up to a multiple of this: ``ALIGNED`` there."""
 
 
 def kept(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int], cuda: bool = True) -> int:
@@ -88,12 +90,15 @@ def head_transient(setting: Setting, targets: int, cuda: bool = True) -> int:
             copies = 1 + (rows < chunk) + (setting.bf16 and not cuda)
         return w * chunk * vocabulary + summed + max(4 * copies * rows * vocabulary, product)
 
+    missing = -targets % HEAD_ALIGNED
+    targets += missing
+    filled_up = w * targets * model.hidden if missing else 0
     first, rest = min(targets, HEAD_CHUNK), min(max(targets - HEAD_CHUNK, 0), HEAD_CHUNK)
     converted = 4 * weight if rest and setting.bf16 else 0
     found = most(first, 0, w * weight + converted)
     if rest:
         found = max(found, most(rest, 4 * weight, w * weight if setting.bf16 else 0))
-    return found - w * weight
+    return filled_up + found - w * weight
 
 
 def _norm(setting: Setting, cuda: bool) -> float:

@@ -8,7 +8,7 @@ from megatron_pixel.config import load_config
 from megatron_pixel.model import token_loss
 from megatron_pixel.model.token_loss import linear_cross_entropy
 from megatron_pixel.parallel.mesh import Mesh
-from megatron_pixel.planning.activations import HEAD_CACHED, HEAD_CHUNK, head_transient
+from megatron_pixel.planning.activations import HEAD_ALIGNED, HEAD_CACHED, HEAD_CHUNK, head_transient
 from megatron_pixel.planning.setting import Setting
 
 HIDDEN, VOCABULARY = 512, 2000
@@ -20,7 +20,8 @@ def setting_of(precision: str) -> Setting:
 
 
 def test_the_plan_cuts_the_head_as_the_model_does() -> None:
-    assert (HEAD_CHUNK, HEAD_CACHED) == (token_loss.CHUNK, token_loss.CACHED)
+    sizes = token_loss.CHUNK, token_loss.CACHED, token_loss.ALIGNED
+    assert sizes == (HEAD_CHUNK, HEAD_CACHED, HEAD_ALIGNED)
 
 
 @pytest.mark.parametrize("targets", [700, 2048, 2500, 4100])
