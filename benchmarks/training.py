@@ -150,8 +150,7 @@ def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: 
         clock = time.process_time if arguments.clock == "processor" else time.perf_counter
         rounds = Rounds(sides, ours, config.model, config.loss.end_patch, here, say, clock)
         ceilings = ceilings_of(arguments, config, here, clock)
-        # A step of the mix is long, and of rows that are warm by then.
-        rounds.warm_up([kind for kind in arguments.kinds if kind != "mix"] or arguments.kinds)
+        rounds.warm_up(arguments.kinds)
         while True:
             started = time.monotonic()
             rounds.take(arguments.kinds)

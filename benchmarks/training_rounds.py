@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from megatron_pixel.training.losses import tally
 from megatron_pixel.training.throughput import flops_per_step
 
 PARTS = ("data", "forward", "backward", "optimizer")
+SETTLING = 3
+"""Steps of each side until its memory has found its places."""
 MIX_EVERY = 3
 """A step of the mix is five micro-batches long, so it is taken in every third round only."""
 
@@ -114,9 +117,17 @@ class Rounds:
         self.head_seconds: dict[int, float] = {}
 
     def warm_up(self, names: Sequence[str]) -> None:
-        """A step of every side and kind that counts nothing."""
+        """Steps that count nothing: they make what lasts, then tell the memory that a step takes, then settle.
+
+        On a CPU, to know the memory of a step all that is free must go back to the system, which the next steps have to
+        get anew: nothing is timed before they have.
+        """
         for name in names:
-            self._turn(name, 0)
+            self._turn(name, 0, lambda side, _: side.memory.building())
+        for name in names:
+            self._turn(name, 0, lambda side, kind: side.memory.step(kind))
+        for _ in range(SETTLING if self._mesh.device.type == "cpu" else 0):
+            self._turn(names[0], 0)
         if "text" in names:
             self._time_head()
             self.head_seconds.clear()
@@ -130,13 +141,16 @@ class Rounds:
                 if name == "text":
                     self._time_head()
 
-    def _turn(self, name: str, number: int) -> None:
+    def _turn(
+        self, name: str, number: int, around: Callable[[Side, str], AbstractContextManager[None]] | None = None
+    ) -> None:
         self._steps[name] = self._steps.get(name, 0) + 1
         for side in self.sides if number % 2 else self.sides[::-1]:
             if side.failed is not None or name not in side.runner.kinds:
                 continue
             try:
-                self._step(side, name, number)
+                with around(side, name) if around is not None else nullcontext():
+                    self._step(side, name, number)
             except Exception as error:
                 if side.runner is self._run:
                     raise
@@ -146,12 +160,11 @@ class Rounds:
     def _step(self, side: Side, name: str, number: int) -> None:
         device = self._mesh.device
         side.runner.prepare(name)
-        with side.memory.step(name) if number else side.memory.building():
-            synchronize(device)
-            start = self._clock()
-            found = side.runner.take(name)
-            synchronize(device)
-            seconds = self._clock() - start
+        synchronize(device)
+        start = self._clock()
+        found = side.runner.take(name)
+        synchronize(device)
+        seconds = self._clock() - start
         if number:
             side.seconds.setdefault(name, {})[number] = seconds
             parts = {part: float(found.get(f"{part}_seconds") or 0.0) for part in PARTS}
