@@ -15,7 +15,7 @@ from torch import Tensor
 LEAST = 1 << 24
 """Multiplications of a product from which on oneDNN is taken; below, a call's own cost eats the gain."""
 
-_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def times_transposed(left: Tensor, right: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ class OneDNNLinear:
     """
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **settings: Any) -> Tensor:
-        if input.device.type != "cpu" or settings["bias"] is not None or settings["sequence_parallel"]:
+        elsewhere = input.device.type != "cpu" or torch.compiler.is_compiling()
+        if elsewhere or settings["bias"] is not None or settings["sequence_parallel"]:
             return super()._forward_impl(input=input, weight=weight, **settings)  # type: ignore[misc]
         group = settings["tp_group"] if settings["allreduce_dgrad"] else None
         return _Linear.apply(input, weight, group)
