@@ -228,6 +228,18 @@ def test_english_is_below_a_kilobyte_a_page(tmp_path: Path) -> None:
     assert np.array_equal(codec.decode_patches(data, 3), pages[2].patches(3))
 
 
+def in_bulk(codec: PageCodec, *pages: bytes) -> list[int]:
+    """Lengths of pages that lie one after the other in a file."""
+    sizes = np.array([len(page) for page in pages])
+    data = np.frombuffer(b"".join(pages), np.uint8)
+    return codec.lengths(data, np.cumsum(sizes) - sizes, sizes).tolist()
+
+
+def test_lengths_of_many_pages_at_once(rgb: tuple[PageCodec, list[bytes]]) -> None:
+    codec, encoded = rgb
+    assert in_bulk(codec, *encoded) == [codec.num_patches(data) for data in encoded]
+
+
 @pytest.mark.parametrize("which", [0, 1, 6, 8], ids=["empty", "gray", "color", "pair"])
 def test_no_damage_passes(rgb: tuple[PageCodec, list[bytes]], which: int) -> None:
     codec, encoded = rgb
@@ -239,6 +251,8 @@ def test_no_damage_passes(rgb: tuple[PageCodec, list[bytes]], which: int) -> Non
         for read in (codec.decode, codec.num_patches, lambda data: codec.decode_patches(data, 3)):
             with pytest.raises(DamagedPageError):
                 read(bad)
+        with pytest.raises(DamagedPageError):
+            in_bulk(codec, data, bad, data)
 
 
 def test_pages_made_to_do_harm(rgb: tuple[PageCodec, list[bytes]]) -> None:
@@ -269,6 +283,7 @@ def test_pages_made_to_do_harm(rgb: tuple[PageCodec, list[bytes]]) -> None:
             patches = codec.decode_patches(sealed(codec, rest), 3)
             outcomes["a page"] += 1
             assert len(patches) == codec.num_patches(sealed(codec, rest))
+            assert in_bulk(codec, sealed(codec, rest)) == [len(patches)]
         except DamagedPageError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 300

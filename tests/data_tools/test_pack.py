@@ -7,6 +7,7 @@ import pytest
 
 from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import DataConfig, ModelConfig, PairConfig
+from megatron_pixel.data import packing_datasets
 from megatron_pixel.data.manifest import Manifest
 from megatron_pixel.data.packing import read_facts
 from megatron_pixel.data.rows import Kind
@@ -47,6 +48,8 @@ def test_a_plan_is_the_same_for_any_number_of_processes(tool: RunTool, pairs: st
     before = [path.read_bytes() for path in files]
     assert tool("pack", pairs, "--workers", 2).status == 0
     assert [path.read_bytes() for path in files] == before
+    tasks = [(number, number) for number in range(50)]
+    assert list(packing_datasets._in_processes(sum, tasks, 2)) == list(range(0, 100, 2)), "in their order"  # type: ignore[arg-type]
 
 
 def test_a_dataset_that_was_joined_with_another_is_packed_again(tool: RunTool, pairs: str, tmp_path: Path) -> None:
