@@ -5,8 +5,9 @@ every rank. Both end all ranks when one fails or the time is up; the error then 
 a rank was still running, the stack of each of its threads. A long list of checks gives a :func:`sign_of_life` between
 them, from which the time counts anew: so a hang shows within a minute however long the list is.
 
-The ranks meet as under torchrun, at a store that stands before they start. A port that is only known to be free may be
-taken when a rank comes to open it, if only by somebody's outgoing connection.
+Functions run in ranks that are forked from a process which has the libraries (:mod:`tests.distributed.warm`); programs
+start as a user starts them. Ranks meet as under torchrun, at a store that stands before they start. A port that is only
+known to be free may be taken when a rank comes to open it, if only by somebody's outgoing connection.
 """
 
 import contextlib
@@ -21,10 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from megatron_pixel.parallel.quiet import silence_libraries
+from tests.distributed.warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE = 3.0
@@ -36,6 +38,8 @@ SIGN = "RANKS_SIGN_OF_LIFE"
 HOST = "127.0.0.1"
 STORES = "RANKS_STORES"
 """Variable that holds the ports of all stores."""
+WARM = Warm()
+"""What forks the ranks of this session."""
 FOREIGN = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_")
 
 
@@ -82,7 +86,7 @@ def run_ranks(
         else:
             file, name = target.__code__.co_filename, target.__qualname__
         task.write_bytes(pickle.dumps((str(ROOT / file), name, tuple(args))))
-        with _Ranks([sys.executable, __file__, folder], world_size, Path(folder), {}, stores=stores) as ranks:
+        with _Ranks(partial(WARM.start, Path(folder)), world_size, Path(folder), stores) as ranks:
             ready = [Path(folder, f"ready.{rank}") for rank in range(world_size)]
             ranks.wait(IMPORTS, lambda: all(path.exists() for path in ready))
             Path(folder, "go").touch()
@@ -111,9 +115,29 @@ def run_program(
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *map(str, argv)]
-        with _Ranks(command, world_size, Path(folder), env or {}, cwd) as ranks:
+
+        def start(environments: Sequence[Mapping[str, str]]) -> list[Rank]:
+            return [
+                _start_program(command, Path(folder), rank, {**environment, **(env or {})}, cwd or ROOT)
+                for rank, environment in enumerate(environments)
+            ]
+
+        with _Ranks(start, world_size, Path(folder)) as ranks:
             ranks.wait(timeout, ranks.all_ended)
             return [ranks.output(rank) for rank in range(world_size)]
+
+
+class Rank(Protocol):
+    """What :class:`subprocess.Popen` and forked ranks have in common."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
 
 
 class _Ranks:
@@ -121,14 +145,12 @@ class _Ranks:
 
     def __init__(
         self,
-        command: list[str],
+        start: Callable[[Sequence[Mapping[str, str]]], Sequence[Rank]],
         world_size: int,
         folder: Path,
-        env: Mapping[str, str],
-        cwd: Path | None = None,
         stores: int = 1,
     ) -> None:
-        # Not above: the ranks import this file before they may import torch.
+        # Not above: a test that starts no ranks need not wait for it.
         from torch.distributed import TCPStore
 
         self.stores = [TCPStore(HOST, 0, is_master=True, wait_for_workers=False) for _ in range(stores)]
@@ -144,24 +166,11 @@ class _Ranks:
             "MASTER_PORT": str(self.stores[0].port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 opens no store of its own
             STORES: " ".join(str(store.port) for store in self.stores),
-            **env,
         }
         self.folder = folder
-        self.processes: list[subprocess.Popen[bytes]] = []
-        for rank in range(world_size):
-            with Path(folder, f"stdout.{rank}").open("wb") as out, Path(folder, f"stderr.{rank}").open("wb") as err:
-                self.processes.append(
-                    subprocess.Popen(
-                        command,
-                        env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                        cwd=cwd or ROOT,
-                        stdin=subprocess.DEVNULL,
-                        stdout=out,
-                        stderr=err,
-                        start_new_session=True,
-                        preexec_fn=_no_core_dump,
-                    )
-                )
+        for name in (f"{stream}.{rank}" for rank in range(world_size) for stream in ("stdout", "stderr")):
+            (folder / name).touch()
+        self.processes = start([{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)])
 
     def __enter__(self) -> "_Ranks":
         return self
@@ -236,13 +245,28 @@ def _newest(files: Sequence[Path]) -> int:
     return max((file.stat().st_mtime_ns for file in files), default=0)
 
 
-def _no_core_dump() -> None:
+def _start_program(
+    command: list[str], folder: Path, rank: int, environment: Mapping[str, str], cwd: Path
+) -> subprocess.Popen[bytes]:
+    with (folder / f"stdout.{rank}").open("wb") as out, (folder / f"stderr.{rank}").open("wb") as err:
+        return subprocess.Popen(
+            command,
+            env=dict(environment),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            preexec_fn=no_core_dump,
+        )
+
+
+def no_core_dump() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _run_rank(folder: Path) -> None:
+def run_rank(folder: Path) -> None:
     """What a rank does: import, tell, wait for the others, call, write the result."""
-    silence_libraries()
     file, name, args = pickle.loads((folder / "task").read_bytes())
     spec = importlib.util.spec_from_file_location("rank_target", file)
     assert spec is not None
@@ -257,7 +281,3 @@ def _run_rank(folder: Path) -> None:
         time.sleep(0.01)
     result = getattr(module, name)(*args)
     (folder / f"result.{rank}").write_bytes(pickle.dumps(result))
-
-
-if __name__ == "__main__":
-    _run_rank(Path(sys.argv[1]))
