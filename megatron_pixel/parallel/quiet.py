@@ -1,4 +1,4 @@
-"""Quiet start-up: no page of warnings from the libraries before the first useful line.
+"""Quiet and quick start-up: no page of warnings from the libraries before the first useful line, and no compilers.
 
 Call :func:`silence_libraries` before torch, deepspeed or megatron are imported: they speak while they are imported.
 Each thing silenced stands here with its reason; errors, and warnings that are not named, go through.
@@ -7,6 +7,8 @@ Each thing silenced stands here with its reason; errors, and warnings that are n
 import logging
 import re
 import warnings
+
+from megatron_pixel.parallel.late_compiling import compile_late
 
 LIBRARY_WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
     # Megatron-core falls back to PyTorch where the optional kernels are missing; this project is built on those paths.
@@ -43,7 +45,8 @@ class _Drop(logging.Filter):
 
 
 def silence_libraries() -> None:
-    """Filter the warnings and records listed above; a second call changes nothing."""
+    """Filter the warnings and records listed above, and compile late; a second call changes nothing."""
+    compile_late()
     for package, category, beginning in LIBRARY_WARNINGS:
         warnings.filterwarnings("ignore", re.escape(beginning), category, module=rf"{package}(\.|$)")
     for name, beginning in LIBRARY_RECORDS.items():

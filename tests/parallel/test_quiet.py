@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 IMPORTS = """
+import sys
 import torch
 import deepspeed
 import megatron.core.parallel_state
@@ -14,6 +15,7 @@ model = ModelConfig(layers=1, hidden=16, heads=2, kv_heads=1, ffn=16, vocab_size
 objectives = megatron_pixel.model.objectives.pretraining_objectives(model, LossConfig())
 with mesh(ParallelConfig()):
     megatron_pixel.model.stages.build_stages(model, objectives, seed=0)
+assert not {"torch._dynamo", "torch._inductor"} & set(sys.modules), "nothing is compiled, so no compiler is imported"
 """
 SILENCE = "from megatron_pixel.parallel.quiet import silence_libraries; silence_libraries()"
 
