@@ -19,24 +19,26 @@ from megatron_pixel.config.errors import UserError
 from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.model.attention import Documents, MaskKind, SDPACoreAttention, attention_mask
 from megatron_pixel.model.batch import Header, Travelling
+from megatron_pixel.model.products import OneDNNLinear
+from megatron_pixel.model.rms_norm import rms_norm
 from megatron_pixel.model.seeding import stage_seed
 from megatron_pixel.model.swiglu import swiglu
 
 
-class ColumnParallelLinear(MegatronColumnParallelLinear):
+class ColumnParallelLinear(OneDNNLinear, MegatronColumnParallelLinear):
     """Megatron's, without the empty ``_extra_state`` in its state dict that breaks DeepSpeed's checkpoint converter."""
 
     get_extra_state = nn.Module.get_extra_state
 
 
-class RowParallelLinear(MegatronRowParallelLinear):
+class RowParallelLinear(OneDNNLinear, MegatronRowParallelLinear):
     """Megatron's, likewise without ``_extra_state``."""
 
     get_extra_state = nn.Module.get_extra_state
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, built as megatron-core builds its norms.
+    """torch's, built as megatron-core builds its norms, with few passes over memory on a CPU.
 
     Under sequence parallelism each tensor-parallel rank normalizes its own positions, so the gradient of the weight, of
     which every rank has a copy, is summed over them.
@@ -44,8 +46,12 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps)
+        self.eps: float = eps
         if config.sequence_parallel:
             self.weight.register_hook(_summed_over_tensor_ranks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
 
 
 def _summed_over_tensor_ranks(gradient: Tensor) -> Tensor:
