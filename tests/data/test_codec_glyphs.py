@@ -3,9 +3,9 @@
 import json
 import pickle
 import random
-import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -346,11 +346,8 @@ def test_threads(rgb: tuple[PageCodec, list[bytes]]) -> None:
 
     for page in pages:
         page.patches(3)  # drawn once: a renderer serves one thread
-    threads = [threading.Thread(target=work, args=(which,)) for which in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
     assert wrong == []
 
 

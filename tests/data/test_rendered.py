@@ -1,7 +1,7 @@
 """Rows drawn when they are read, against stored rows and against the renderer itself."""
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -306,22 +306,14 @@ def test_what_does_not_fit_is_refused_with_the_way_out(dataset: Dataset) -> None
 def test_several_threads_read_one_source(dataset: Dataset) -> None:
     source = rendered(dataset.strings, dataset.model())
     expected = [source.row(index) for index in range(24)]
-    problems: list[BaseException] = []
 
     def read(first: int) -> None:
-        try:
-            for _ in range(3):
-                for index in range(first, 24):
-                    same(source.row(index), expected[index])
-        except BaseException as error:
-            problems.append(error)
+        for _ in range(3):
+            for index in range(first, 24):
+                same(source.row(index), expected[index])
 
-    threads = [threading.Thread(target=read, args=(first,)) for first in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert problems == []
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(read, range(3)))
 
 
 def test_workers_and_evaluation_read_what_is_stored(dataset: Dataset) -> None:
