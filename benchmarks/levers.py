@@ -93,14 +93,16 @@ def levers(model: ModelConfig, dtype: Any, device: Any) -> Iterator[Lever]:
     import torch
     import torch.nn.functional as F
 
+    from megatron_pixel.model import token_loss
     from megatron_pixel.model.objectives import NextToken, pretraining_objectives
+    from megatron_pixel.model.products import linear
     from megatron_pixel.model.stages import stage_specs
     from megatron_pixel.model.swiglu import swiglu
     from megatron_pixel.model.token_loss import linear_cross_entropy
 
     n, h, f, v = model.seq_length, model.hidden, model.ffn, model.vocab_size
     heads = stage_specs(model, pretraining_objectives(model, LossConfig()), seed=1)[-1].build().to(device, dtype)
-    linear: Any = heads.heads["token"].linear
+    projection: Any = heads.heads["token"].linear
     objective, ids = NextToken(closes=False), torch.randint(0, v, (n,), device=device)
 
     def random(*shape: int) -> Any:
@@ -110,17 +112,27 @@ def levers(model: ModelConfig, dtype: Any, device: Any) -> Iterator[Lever]:
     gradient = torch.randn(n, 1, f, device=device).to(dtype)
 
     def whole() -> None:
-        torch.autograd.grad(objective.loss(linear(hidden), ids).sum(), (hidden, linear.weight))
+        torch.autograd.grad(objective.loss(projection(hidden), ids).sum(), (hidden, projection.weight))
 
     def chunks() -> None:
-        torch.autograd.grad(linear_cross_entropy(hidden, linear.weight, ids).sum, (hidden, linear.weight))
+        torch.autograd.grad(linear_cross_entropy(hidden, projection.weight, ids).sum, (hidden, projection.weight))
 
     def as_transformers() -> None:
-        logits = F.linear(hidden, linear.weight).float()
-        torch.autograd.grad(F.cross_entropy(logits, ids, reduction="sum"), (hidden, linear.weight))
+        logits = F.linear(hidden, projection.weight).float()
+        torch.autograd.grad(F.cross_entropy(logits, ids, reduction="sum"), (hidden, projection.weight))
 
     yield Lever("token head: whole logits -> chunks, gradients with them", whole, chunks, True, saved)
     yield Lever("token head: as in transformers -> chunks", as_transformers, chunks, True, saved)
+
+    def odd(aligned: int) -> Work:
+        def work() -> None:
+            token_loss.ALIGNED, usual = aligned, token_loss.ALIGNED
+            torch.autograd.grad(linear_cross_entropy(hidden[1:], projection.weight, ids[1:]).sum, projection.weight)
+            token_loss.ALIGNED = usual
+
+        return work
+
+    yield Lever(f"token head: {n - 1:,} targets -> {n:,}", odd(1), odd(token_loss.ALIGNED), True)
 
     def plain() -> None:
         gate, up = both.chunk(2, dim=-1)
@@ -133,15 +145,13 @@ def levers(model: ModelConfig, dtype: Any, device: Any) -> Iterator[Lever]:
         True,
         saved,
     )
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if onednn is not None and device.type == "cpu":
-        x, weight = random(n, h).detach(), random(2 * f, h).detach()
-        yield Lever(
-            "one product: torch.mm -> oneDNN's (private in torch)",
-            lambda: torch.mm(x, weight.t()),
-            lambda: onednn(x, weight, None, "none", [], ""),
-            False,
-        )
+    if device.type == "cpu" and dtype == torch.float32:
+        x, weight, result = random(n, h), random(2 * f, h), torch.randn(n, 2 * f)
+
+        def product(call: Callable[..., Any]) -> Work:
+            return lambda: torch.autograd.grad(call(x, weight), (x, weight), result)
+
+        yield Lever("gate and up: torch's products -> oneDNN's", product(F.linear), product(linear), True)
 
 
 def compiled(model: ModelConfig, dtype: Any, device: Any) -> Iterator[Lever]:

@@ -42,4 +42,39 @@ def levers(result: Result) -> str:
     return table(head, rows)
 
 
-TABLES: Mapping[str, Callable[[Result], str]] = {"roofline": roofline, "levers": levers}
+def buckets(result: Result) -> str:
+    """Step time and bytes by how gradients are reduced, each ZeRO stage beside its file."""
+    rows = []
+    for stage in (1, 2, 3):
+        for name, row in result.get(f"zero{stage}", {}).items():
+            least, most = row["ratio_range"]
+            shown = [number(1e3 * row["step_seconds"]), f"**{row['ratio']:.2f}** ({least:.2f} to {most:.2f})"]
+            shown += [number(row[key]) for key in ("messages", "sent_megabytes", "added_megabytes")]
+            rows.append([f"ZeRO {stage}: {name}", *shown])
+    model = result["model"]
+    head = ["", "step, ms", "**file's time to it**", "messages", "sent, MB", "a step takes, MB"]
+    return (
+        f"{counted(result['processes'], 'process', 'processes')}, {result['device']}, {result['precision']}: "
+        f"{result['parameters'] / 1e6:,.1f} million parameters, {model['layers']} layers of {model['hidden']:,}, "
+        f"{counted(result['accumulation'], 'micro-batch', 'micro-batches')} of {counted(result['rows'], 'row')} of "
+        f"{model['seq_length']:,} positions; medians of {counted(result['rounds'], 'round')}.\n\n{table(head, rows)}"
+    )
+
+
+def host_memory(result: Result) -> str:
+    """Steps of processes that keep what they free, and of such that give it back."""
+    rows = []
+    for precision in PRECISIONS:
+        for name, row in result.get(precision, {}).items():
+            least, most = row["ratio_range"]
+            shown = [number(row["step_seconds"]), f"**{row['ratio']:.2f}** ({least:.2f} to {most:.2f})"]
+            rows.append([f"{precision}: {name}", *shown, f"{row['page_faults']:,.0f}", number(row["memory_gb"])])
+    return table(["a text step", "seconds", "**its time to ours, kept**", "page faults", "memory, GB"], rows)
+
+
+TABLES: Mapping[str, Callable[[Result], str]] = {
+    "roofline": roofline,
+    "levers": levers,
+    "buckets": buckets,
+    "host_memory": host_memory,
+}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 LEAST = 1 << 24
@@ -54,11 +55,25 @@ class OneDNNLinear:
     """
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **settings: Any) -> Tensor:
-        elsewhere = input.device.type != "cpu" or torch.compiler.is_compiling()
-        if elsewhere or settings["bias"] is not None or settings["sequence_parallel"]:
-            return super()._forward_impl(input=input, weight=weight, **settings)  # type: ignore[misc]
+        known = settings["bias"] is None and not settings["sequence_parallel"]
         group = settings["tp_group"] if settings["allreduce_dgrad"] else None
-        return _Linear.apply(input, weight, group)
+        if known and group is None and torch.compiler.is_compiling():
+            return F.linear(input, weight)  # a compiler chooses the library by itself
+        if known and input.device.type == "cpu":
+            return linear(input, weight, group)
+        return super()._forward_impl(input=input, weight=weight, **settings)  # type: ignore[misc]
+
+
+def linear(inputs: Tensor, weight: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """``inputs @ weight.T`` of [..., in] and [out, in], with products of this module forward and backward.
+
+    Args:
+        inputs: as above; their gradient is summed over ``group``, if there is one.
+        weight: as above.
+        group: tensor-parallel ranks that have the same inputs and other weights.
+    """
+    output: Tensor = _Linear.apply(inputs, weight, group)
+    return output
 
 
 class _Linear(torch.autograd.Function):
