@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from megatron_pixel.config.errors import UserError
+from megatron_pixel.training.heldout import evaluate_run
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "megatron_pixel/config/recipes/dualgpt-debug.yaml"
 
@@ -47,11 +50,10 @@ def test_the_checkpoint_gives_the_losses_of_the_last_evaluation(run: Path) -> No
         assert picture.width > 200
 
 
-def test_refusals_are_one_line(run: Path, tmp_path: Path) -> None:
+def test_refusals(run: Path, tmp_path: Path) -> None:
     done = program("megatron_pixel/evaluate.py", "heldout", "--run", str(tmp_path))
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path} is no run: it has no config.yaml\n"
     checkpoint = tmp_path / "step-00000006"
-    done = program("megatron_pixel/evaluate.py", "heldout", "--run", str(run), "--checkpoint", str(checkpoint))
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {checkpoint} is no checkpoint folder")
+    with pytest.raises(UserError, match=rf"^{checkpoint} is no checkpoint folder"):
+        evaluate_run(run, checkpoint)
