@@ -1,4 +1,4 @@
-"""Who sees whom, and the core attention on PyTorch's scaled dot-product attention."""
+"""Who sees whom, and the core attention: PyTorch's scaled dot-product attention, on CPUs in bf16 one of our own."""
 
 import inspect
 import itertools
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+
+from megatron_pixel.model import blocked_attention
 
 
 class MaskKind(Enum):
@@ -84,7 +86,10 @@ class Documents:
 
 
 class SDPACoreAttention(nn.Module):
-    """Core attention for megatron-core's ``SelfAttention``, on any device; flash kernels where PyTorch has them."""
+    """Core attention for megatron-core's ``SelfAttention``, on any device; flash kernels where PyTorch has them.
+
+    Training in bf16 on a CPU goes through :mod:`~megatron_pixel.model.blocked_attention`, where it is the faster one.
+    """
 
     def __init__(
         self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **_: Any
@@ -114,16 +119,21 @@ class SDPACoreAttention(nn.Module):
         """
         if isinstance(attention_mask, Documents):
             return _attend_apart(query, key, value, attention_mask)
-        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, d]
-        context = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if attention_mask is None else ~attention_mask,
-            is_causal=attention_mask is None,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return context.permute(2, 0, 1, 3).flatten(2)
+        return _attend(query, key, value, None if attention_mask is None else ~attention_mask).flatten(2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Attention where a mask [b, 1, s, s] says so, else causal; shapes as in :meth:`SDPACoreAttention.forward`.
+
+    Returns:
+        [s, b, heads, d].
+    """
+    if seen is None and blocked_attention.takes(query, key, value):
+        return blocked_attention.causal_attention(query, key, value)
+    gqa = query.shape[2] != key.shape[2]
+    parts = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, d]
+    context = F.scaled_dot_product_attention(*parts, attn_mask=seen, is_causal=seen is None, enable_gqa=gqa)
+    return context.permute(2, 0, 1, 3)
 
 
 def _attend_apart(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
@@ -151,17 +161,13 @@ def _one_by_one(query: Tensor, key: Tensor, value: Tensor, documents: Documents)
     flat = [tensor.permute(1, 0, 2, 3).reshape(b * s, tensor.shape[2], width) for tensor in (query, key, value)]
     contexts = []
     for start, stop in itertools.pairwise(bounds):
-        parts = (tensor[start:stop].transpose(0, 1).unsqueeze(0) for tensor in flat)  # [1, heads, n, d]
-        context = F.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=heads != key.shape[2])
-        contexts.append(context[0].transpose(0, 1))
+        parts = (tensor[start:stop].unsqueeze(1) for tensor in flat)  # [n, 1, heads, d]
+        contexts.append(_attend(*parts).squeeze(1))
     return torch.cat(contexts).view(b, s, heads * width).transpose(0, 1)
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
-    parts = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, d]
-    gqa = query.shape[2] != key.shape[2]
-    context = F.scaled_dot_product_attention(*parts, attn_mask=documents.mask(), enable_gqa=gqa)
-    return context.permute(2, 0, 1, 3).flatten(2)
+    return _attend(query, key, value, documents.mask()).flatten(2)
 
 
 @cache

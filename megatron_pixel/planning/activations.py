@@ -8,7 +8,7 @@ ranks and ``w`` bytes of an activation, a decoder layer keeps::
                  h w / t, a sum of exponents 4 a / t, cosines and sines 4 d w
     SwiGLU       gate and up 2f w / t, and their product f w / t
 
-CPU kernels keep more of a norm: its input in fp32, and the normalized input in fp32 besides. The token head keeps no
+In bf16 on a CPU attention keeps its probabilities, for rows of the lengths for which they fit. The token head keeps no
 logits: the gradients of its hidden states and of its weight are there before the backward pass. A test holds these sums
 against saved-tensor hooks.
 """
@@ -22,6 +22,8 @@ HEAD_CACHED = 1 << 19
 """Logits that a CPU turns into probabilities at a time: ``CACHED`` there."""
 HEAD_ALIGNED = 16
 """Targets are filled up to a multiple of this: ``ALIGNED`` there."""
+BLOCK, LEAST, MOST = 64, 256, 2048
+"""Of ``model/blocked_attention.py``: query positions at a time, and the lengths of rows that it takes."""
 
 
 def kept(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int], cuda: bool = True) -> int:
@@ -41,7 +43,7 @@ def kept(setting: Setting, pipe: int, kind: Kind, targets: tuple[int, int], cuda
     if setting.is_first(pipe):
         total += _embedding(setting, kind)
     if setting.is_last(pipe):
-        total += n * _norm(setting, cuda)
+        total += n * _norm(setting)
         values = model.patch_size**2 * model.num_channels
         tokens, patches = targets
         width = setting.width * model.hidden + 8  # the hidden state of each target, or its gradient, and its place
@@ -57,8 +59,11 @@ def layer_bytes(setting: Setting, cuda: bool = True) -> int:
     model, w, t = setting.model, setting.width, setting.tensor
     h, f, d = model.hidden, model.ffn, model.hidden // model.heads
     k = model.kv_heads * d
-    norms = 2 * (_norm(setting, cuda) + w * _residual(setting))
+    norms = 2 * (_norm(setting) + w * _residual(setting))
     attention = w * (3 * h + 3 * k) / t + 4 * w * d + 4 * model.heads / t
+    if setting.bf16 and not cuda and LEAST <= model.seq_length <= MOST:
+        # Half a square, and half of the blocks on its diagonal.
+        attention += w * model.heads / t * (model.seq_length + BLOCK) / 2
     return int(setting.positions * (norms + attention + 3 * w * f / t))
 
 
@@ -101,10 +106,9 @@ def head_transient(setting: Setting, targets: int, cuda: bool = True) -> int:
     return filled_up + found - w * weight
 
 
-def _norm(setting: Setting, cuda: bool) -> float:
+def _norm(setting: Setting) -> float:
     """Bytes of a position that an RMSNorm keeps of its input."""
-    h = _residual(setting)
-    return (setting.width * h if cuda else 8 * h) + 4
+    return setting.width * _residual(setting) + 4
 
 
 def _residual(setting: Setting) -> float:
