@@ -33,7 +33,7 @@ WAITING = r"""#!/usr/bin/env bash
 trap 'echo saved; exit 75' USR1
 trap 'echo killed; exit 143' TERM
 echo "tasks started"
-for _ in {1..600}; do sleep 0.05; done
+for _ in {1..6000}; do sleep 0.05; done
 """
 """Tasks that save when they are asked to by SIGUSR1; SIGTERM makes srun kill them."""
 
@@ -92,11 +92,11 @@ def test_what_a_signal_means_is_for_slurm_to_tell(
             ["bash", str(script), "--config", "x"], stdout=file, stderr=file, cwd=tmp_path, env=job
         )
         try:
-            end = time.monotonic() + 20
+            end = time.monotonic() + 120
             while "tasks started" not in output.read_text() and time.monotonic() < end:
                 time.sleep(0.02)
             shell.send_signal(number)
-            assert shell.wait(20) == 75
+            assert shell.wait(120) == 75
         finally:
             shell.kill()
     text = output.read_text()

@@ -33,12 +33,13 @@ class Job:
         file = self.folder / f"{task}.out"
         return file.read_text() if file.exists() else ""
 
-    def starts(self, task: str = "4294967294") -> "Job":
-        wait_until(lambda: "task 0" in self.said(task), 20, self.slurm.logs)
+    def starts(self, task: str = "4294967294", count: int = 1) -> "Job":
+        """Until all of its tasks have told that they are there."""
+        wait_until(lambda: all(f"task {n} of {count}" in self.said(task) for n in range(count)), self.slurm.logs)
         return self
 
     def ends(self) -> dict[str, str]:
-        return self.slurm.wait(self.number, 30)
+        return self.slurm.wait(self.number)
 
 
 def test_tasks_are_spread_over_the_nodes(slurm: SlurmCluster, tmp_path: Path) -> None:
@@ -76,13 +77,15 @@ def test_the_warning_saves_and_requeues(slurm: SlurmCluster, tmp_path: Path) -> 
     deaf = Job(slurm, tmp_path / "deaf", "deaf").starts()
     slurm.call("scancel", "--batch", "--signal=USR1", deaf.number)
     early = Job(slurm, tmp_path / "early", "wait")
-    wait_until(lambda: "1 tasks on" in early.said(), 20, slurm.logs)
+    wait_until(lambda: "1 tasks on" in early.said(), slurm.logs)
     slurm.call("scancel", "--batch", "--signal=USR1", early.number)
     array = Job(slurm, tmp_path, "wait", "--array=1-2", "seed-%a").starts("2")
     slurm.call("scancel", "--batch", "--signal=USR1", f"{array.number}_2")
+    for number in (deaf.number, early.number, f"{array.number}_2"):
+        slurm.goes_on(number)
     assert early.ends()["Restarts"] == "1"
     assert (deaf.ends()["JobState"], slurm.job(deaf.number)["Restarts"]) == ("COMPLETED", "1")
-    wait_until(lambda: "start 1: -u" in array.said("2"), 30, lambda: array.said("2") + slurm.logs())
+    wait_until(lambda: "start 1: -u" in array.said("2"), lambda: array.said("2") + slurm.logs())
     assert "saved for USR1" in array.said("2")
     assert "requeued to go on" in array.said("2")
     assert Counter(re.findall(r"start (\d): .*(seed-\d)", array.said("2"))) == {("0", "seed-2"): 1, ("1", "seed-2"): 1}
@@ -99,7 +102,7 @@ def test_a_job_that_nobody_wants_saves_and_stays_away(slurm: SlurmCluster, tmp_p
     slurm.call("scancel", cancelled.number)
     assert stopped.ends()["ExitCode"] == "75:0"
     assert cancelled.ends()["JobState"] == "CANCELLED"
-    wait_until(lambda: "submit the same command again" in stopped.said(), 10, slurm.logs)
+    wait_until(lambda: "submit the same command again" in stopped.said(), slurm.logs)
     assert "saved for USR1" in stopped.said()
     assert "saved for TERM" in cancelled.said()
     for job in (stopped, cancelled):
@@ -109,9 +112,10 @@ def test_a_job_that_nobody_wants_saves_and_stays_away(slurm: SlurmCluster, tmp_p
 
 def test_a_preempted_job_saves_and_comes_back(slurm: SlurmCluster, tmp_path: Path) -> None:
     (tmp_path / "urgent").mkdir()
-    job = Job(slurm, tmp_path, "wait", "--nodes=2", "--exclusive").starts()
+    job = Job(slurm, tmp_path, "wait", "--nodes=2", "--exclusive").starts(count=2)
     urgent = Job(slurm, tmp_path / "urgent", "status=0", "--nodes=2", "--exclusive", "--partition=urgent")
     assert urgent.ends()["JobState"] == "COMPLETED"
+    slurm.goes_on(job.number)
     assert job.ends()["JobState"] == "COMPLETED"
     assert "saved for" in job.said()
     assert slurm.job(job.number)["Restarts"] == "1"
@@ -130,7 +134,7 @@ def test_the_tasks_of_an_array_share_a_search(slurm: SlurmCluster, tmp_path: Pat
     def said() -> list[str]:
         return [array.said(task) for task in ("3", "5", "7")]
 
-    wait_until(lambda: all("/3\n" in text for text in said()), 30, lambda: "\n".join([*said(), slurm.logs()]))
+    wait_until(lambda: all("/3\n" in text for text in said()), lambda: "\n".join([*said(), slurm.logs()]))
     for number, text in enumerate(said()):
         assert text == f"words -u megatron_pixel/finetune.py search a grid.yaml --workers 2\n{number}/3\n"
     single = Job(slurm, tmp_path, "status=7", "runs/a", script="finetune")

@@ -18,7 +18,7 @@ import pytest
 
 from tests.distributed.cases import SMALL
 from tests.distributed.harness import FOREIGN
-from tests.launcher.slurm_cluster import ClusterError, SlurmCluster, free_ports, wait_until, why_not
+from tests.launcher.slurm_cluster import SECONDS, ClusterError, SlurmCluster, free_ports, wait_until, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "megatron_pixel/pretrain.py"
@@ -31,8 +31,6 @@ LONG = [
     *(f"--training.steps={STEPS}", "--training.global_batch_rows=10", "--checkpoint.every=10", "--evaluation.rows=0"),
 ]
 """A run that is disturbed now and then."""
-SECONDS = 240.0
-"""For anything to happen; on an idle machine it takes ten."""
 
 
 def environment() -> dict[str, str]:
@@ -85,18 +83,19 @@ class Disturbed:
         """A warning, a requeue from outside, a node that goes down and comes back; then to the end."""
         self.reaches(15)
         self.slurm.call("scancel", "--batch", "--signal=USR1", self.number)
-        self.restarts(1)
+        self.slurm.goes_on(self.number, restarts=1)
         self.reaches(self.step() + 15)
         self.slurm.call("scontrol", "requeue", self.number)
-        self.restarts(2)
+        self.slurm.goes_on(self.number, restarts=2)
         self.reaches(self.step() + 15)
         node = "node2"
         self.kill_task(node=1)  # a node that is really lost leaves no time for a save
         self.slurm.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-        self.restarts(3)
+        wait_until(lambda: self.slurm.job(self.number)["Restarts"] == "3", self.said)
         with contextlib.suppress(ClusterError):  # it may have come back by itself
             self.slurm.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
-        job = self.slurm.wait(self.number, SECONDS)
+        self.slurm.goes_on(self.number, restarts=3)
+        job = self.slurm.wait(self.number)
         assert job["JobState"] == "COMPLETED", self.said()
 
     def kill_task(self, node: int) -> None:
@@ -123,13 +122,10 @@ class Disturbed:
 
     def reaches(self, step: int) -> None:
         assert step < STEPS, "the run was over before all had happened to it"
-        wait_until(lambda: self.running() and self.step() >= step, SECONDS, self.said)
+        wait_until(lambda: self.running() and self.step() >= step, self.said)
 
     def running(self) -> bool:
         return self.slurm.job(self.number)["JobState"] == "RUNNING"
-
-    def restarts(self, count: int) -> None:
-        wait_until(lambda: self.slurm.job(self.number)["Restarts"] == str(count), SECONDS, self.said)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +181,7 @@ def test_four_tasks_on_two_nodes_give_the_losses_of_one_process(slurm: SlurmClus
         cwd=ROOT,
     )
     run(["python", *arguments(folder / "one", *words)])
-    job = slurm.wait(number, SECONDS)
+    job = slurm.wait(number)
     assert job["JobState"] == "COMPLETED", output.read_text()
     assert (
         f"launch      srun, 4 processes on 2 nodes, rank 0 on {os.uname().nodename}, job {number}" in output.read_text()
