@@ -24,13 +24,15 @@ from tests.distributed.harness import sign_of_life, use_store
 from tests.distributed.layouts import forget_zero_3
 from tests.distributed.tiny_run import lines, tiny
 
+BF16 = ("--training.precision=bf16", "--training.micro_batch_rows=2")
 LAYOUTS: dict[str, list[str]] = {
     "data 4, ZeRO 2": ["--deepspeed_config=ds_configs/zero2.json"],
     "data 4, ZeRO 3": ["--deepspeed_config=ds_configs/zero3.json"],
-    "tensor 2 x pipeline 2": ["--parallel.tensor=2", "--parallel.pipeline=2"],
-    "tensor 2 x data 2, bf16": ["--parallel.tensor=2", "--training.precision=bf16"],
-    "pipeline 2 x data 2, bf16": ["--parallel.pipeline=2", "--training.precision=bf16"],
+    "tensor 2 x pipeline 2": ["--parallel.tensor=2", "--parallel.pipeline=2", "--training.micro_batch_rows=4"],
+    "tensor 2 x data 2, bf16": ["--parallel.tensor=2", *BF16],
+    "pipeline 2 x data 2, bf16": ["--parallel.pipeline=2", *BF16],
 }
+"""Each takes five micro-batches of its rows a step."""
 WORDS = ["--model.layers=2", "--evaluation.rows=0", "--optimizer.warmup_steps=2"]
 WATCHED = ("data 4, ZeRO 2", "data 4, ZeRO 3", "tensor 2 x pipeline 2")
 """Layouts in which ranks hang and are slow: each takes its seconds."""
@@ -126,7 +128,7 @@ def stopped(folder: Path, name: str, here: Mesh) -> dict[str, Any]:
 
 def rewound(root: Path, name: str, here: Mesh) -> dict[str, Any]:
     """The loss of step 5 looks like a spike the first time; beside a run that never takes the rows of that step."""
-    words = ["--training.steps=7", "--checkpoint.every=2", "--checkpoint.keep=0"]
+    words = ["--training.steps=7"]
     judge = guarding.Guards.judge
     seen = []
 
@@ -139,6 +141,8 @@ def rewound(root: Path, name: str, here: Mesh) -> dict[str, Any]:
     guarding.Guards.judge = judged  # type: ignore[method-assign]
     try:
         rewind = (
+            "--checkpoint.every=2",
+            "--checkpoint.keep=0",
             "--guards.spike=rewind",
             "--guards.spike_window=3",
             "--guards.spike_patience=1",
