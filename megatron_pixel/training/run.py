@@ -322,6 +322,10 @@ class Run:
             # The checkpoint that is being written is worth a minute; without the other ranks it would take for ever.
             with suppress(Exception):
                 self._saver.wait(LAST_WAIT)
+        if error is None or self._mesh.world_size == 1:
+            # Hooks that DeepSpeed hangs on gradients would keep model and optimizer alive for good. After an error
+            # among several ranks the device may wait for the others in an operation that never ends.
+            self._engine.destroy()
         self.close()
 
     def _record(self, record: Record, last: bool) -> None:
