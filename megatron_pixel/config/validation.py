@@ -215,8 +215,12 @@ def _check_compiling(report: Report) -> None:
             "layers, but data.packing is documents: each number of documents would be compiled anew; set "
             "training.compile none, or data.packing none",
         )
-    if "sequence_parallel" in config.parallel.experimental:
-        report.add("training.compile", "layers are not compiled under sequence_parallel (parallel.experimental)")
+    if config.parallel.tensor > 1:
+        report.add(
+            "training.compile",
+            f"layers, but parallel.tensor is {config.parallel.tensor}: torch.compile does not take the sums over "
+            "tensor-parallel ranks; set training.compile none, or parallel.tensor 1",
+        )
 
 
 def _check_optimization(report: Report) -> None:

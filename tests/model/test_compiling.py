@@ -1,5 +1,7 @@
 """Compiled decoder layers compute what they compute else, and one code does for all of them."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -45,6 +47,13 @@ def passes(network: nn.Sequential, model: ModelConfig, kind: Kind, layout: str =
     return found | {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
+def compare(found: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
+    """But for the order of additions."""
+    assert found.keys() == truth.keys()
+    for name, value in found.items():
+        assert torch.linalg.norm(value - truth[name]) <= 1e-5 * torch.linalg.norm(truth[name]), name
+
+
 def test_one_code_runs_all_layers_and_all_kinds_of_rows(small: ModelConfig) -> None:
     """24 layers are more than the compiler keeps codes of one function; what came after them would not be compiled."""
     model = replace(small, layers=24)
@@ -83,8 +92,7 @@ def test_a_single_row_is_nothing_new(small: ModelConfig) -> None:
     assert counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.parametrize("recompute", [(), (1, 2)], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize(("kind", "recompute"), [(Kind.TEXT, ()), (Kind.PAIR, (1, 2))], ids=["kept", "recomputed"])
 def test_it_computes_the_same(small: ModelConfig, kind: Kind, recompute: tuple[int, ...]) -> None:
     truth = passes(built(small), small, kind)
     network = built(small, recompute)
@@ -94,23 +102,18 @@ def test_it_computes_the_same(small: ModelConfig, kind: Kind, recompute: tuple[i
     assert torch.equal(torch.random.get_rng_state(), state)
     assert [name for name, _ in network.named_parameters()] == names
     assert all(parameter.grad is None for parameter in network.parameters())
-    found = passes(network, small, kind)
-    assert found.keys() == truth.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, truth[name], rtol=1e-5, atol=1e-6, msg=name)
+    compare(passes(network, small, kind), truth)
 
 
 def test_written_code_computes_the_same(small: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the real backend, where this machine has what it wants."""
+    """With the real backend, where this machine has a compiler; at a size from which products are oneDNN's on a CPU."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler")
     monkeypatch.setattr(compiling, "BACKEND", "inductor")
-    truth, network = passes(built(small), small, Kind.PAIR), built(small)
-    try:
-        seconds = compiling.compile_layers(network, small, rows=3, dtype=torch.float32, masked=False)
-    except UserError as error:
-        pytest.skip(str(error))
-    assert seconds > 0
-    for name, value in passes(network, small, Kind.PAIR).items():
-        torch.testing.assert_close(value, truth[name], rtol=1e-4, atol=1e-5, msg=name)
+    model = replace(small, layers=1, hidden=512, ffn=640, seq_length=64)
+    truth, network = passes(built(model), model, Kind.PAIR), built(model)
+    assert compiling.compile_layers(network, model, rows=3, dtype=torch.float32, masked=False) > 0
+    compare(passes(network, model, Kind.PAIR), truth)
 
 
 def test_a_machine_without_a_compiler_says_so_at_once(small: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
