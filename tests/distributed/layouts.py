@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 
 from megatron_pixel.data.rows import MicroBatch
+from megatron_pixel.model import compiling
 from megatron_pixel.parallel.mesh import Mesh, mesh
 from megatron_pixel.parallel.quiet import silence_libraries
 from megatron_pixel.training.run import Run
@@ -47,6 +48,7 @@ def in_worlds(
         run: takes a case on the mesh of its layout.
     """
     silence_libraries()
+    compiling.BACKEND = "aot_eager"  # layers are traced as ever, but no compiler writes code for them
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     stores = itertools.count()
     found: dict[Case, Found] = {}

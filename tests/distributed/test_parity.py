@@ -29,6 +29,7 @@ FP32 = [Case(system, layout, zero) for layout, stages in ZERO.items() for zero i
 MICRO_2 = ("--training.micro_batch_rows=2",)
 ALL = ("--parallel.activation_checkpointing=all",)
 SECOND = ("--parallel.activation_checkpointing=2-3",)
+COMPILED = ("--training.compile=layers",)
 MORE = [
     # An optimizer on the host.
     Case("dualgpt", (1, 1, 2), "offload"),
@@ -38,6 +39,9 @@ MORE = [
     Case("dualgpt", (1, 1, 2), "zero3", words=ALL),
     Case("dualgpt", (2, 2, 1), words=ALL),
     Case("dualgpt", (1, 2, 2), words=SECOND),
+    # Compiled layers.
+    Case("dualgpt", (1, 1, 2), "zero2", words=(*COMPILED, *SECOND)),
+    Case("dualgpt", (1, 2, 1), words=COMPILED),
     # Other micro-batches and other padding.
     Case("dualgpt", (1, 1, 1), words=MICRO_2),
     Case("dualgpt", (1, 2, 1), words=MICRO_2),
