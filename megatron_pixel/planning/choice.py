@@ -171,15 +171,19 @@ def _settings(plan: Plan) -> str:
 def _memory(plan: Plan) -> str:
     device = plan.device
     return (
-        f"{plan.most / GB:.3g} GB by the memory model, of {plan.usable / GB:.3g} that can be used of {device.title} "
-        f"({device.memory / GB:.3g} GB, {RESERVE:.0%} kept back)"
+        f"{_amount(plan.most)} by the memory model, of {_amount(plan.usable)} that can be used of {device.title} "
+        f"({_amount(device.memory)}, {RESERVE:.0%} kept back)"
     )
+
+
+def _amount(count: float) -> str:
+    return f"{count / GB:.3g} GB" if count >= 0.1 * GB else f"{1e3 * count / GB:.3g} MB"
 
 
 def _larger(plan: Plan, longer: float) -> str:
     """About the next size, which fits."""
-    pace = f"take {longer:.1%} longer" if longer > 0 else f"save {-longer:.1%} of the time"
-    return f"{_settings(plan)}, would need {plan.most / GB:.3g} GB and {pace}"
+    pace = f"take {longer:.1%} longer" if longer > 0 else f"save {abs(longer):.1%} of the time"
+    return f"{_settings(plan)}, would need {_amount(plan.most)} and {pace}"
 
 
 def _too_large(config: RunConfig, plan: Plan) -> str:
@@ -187,7 +191,7 @@ def _too_large(config: RunConfig, plan: Plan) -> str:
     if LAYERS in automatic(config):
         every = frozenset(range(1, config.model.layers + 1))
         plan = replace(plan, setting=replace(plan.setting, recompute=every))
-    return f"{_settings(plan)}, would need {plan.most / GB:.3g} GB"
+    return f"{_settings(plan)}, would need {_amount(plan.most)}"
 
 
 def _nothing_fits(config: RunConfig, plan: Plan) -> str:

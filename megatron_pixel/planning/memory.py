@@ -11,6 +11,9 @@ from megatron_pixel.planning.setting import Setting, has_patches, has_tokens
 RESERVE = 0.08
 """Share of a device's memory that is not for tensors: CUDA's context, NCCL's buffers, holes between blocks."""
 
+JOINED = 500_000_000
+"""Values of a message of DeepSpeed's ``BF16_Optimizer``, which knows no ``reduce_bucket_size``."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -125,7 +128,7 @@ def _buffers(setting: Setting, pipe: int, cuda: bool) -> int:
         return setting.width * live + wire * (zero.bucket + bucket)
     if bf16_optimizer(setting):
         # Gradients of matrices and of vectors are joined to travel, as long as they are few.
-        return wire * sum(sizes) if setting.data > 1 and sum(sizes[:1]) <= zero.bucket else 0
+        return wire * sum(sizes) if setting.data > 1 and sum(sizes[:1]) <= JOINED else 0
     copies, written = 2 if zero.overlap else 1, min(zero.bucket, sum(sizes))
     joined = wire * written if setting.data > 1 else 0
     return copies * setting.width * (zero.bucket if cuda else written) + joined

@@ -51,6 +51,13 @@ def every_setting(words: Sequence[str], count: int, devices: int, device: Any) -
                 yield plan
 
 
+def test_memory_stays_free_where_more_of_it_gives_nothing() -> None:
+    chosen = choose(config(*BOTH), 32, 8, A100)
+    larger = Plan(Setting.of(config(ROWS, str(2 * chosen.plan.setting.rows)), 32, 8), A100)
+    assert larger.fits
+    assert 1 - ALIKE < choice._seconds(larger) / choice._seconds(chosen.plan) < 1
+
+
 @pytest.mark.parametrize("memory", [3.2, 5])
 def test_nothing_that_fits_is_faster(memory: float) -> None:
     device, small = with_memory(memory), ["--model.layers", "4"]
@@ -89,6 +96,7 @@ def test_rows_alone_leave_the_layers_as_they_are() -> None:
     chosen = choose(config(ROWS, "auto", LAYERS, "1-6"), 32, 8, A100)
     assert chosen.config.parallel.activation_checkpointing == "1-6"
     assert chosen.plan.setting.recompute == frozenset(range(1, 7))
+    assert choose(config(ROWS, "auto"), 32, 8, with_memory(12)).plan.fits
     assert to_dict(chosen.config) == to_dict(config(ROWS, str(chosen.plan.setting.rows), LAYERS, "1-6"))
 
 
