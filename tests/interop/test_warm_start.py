@@ -1,5 +1,7 @@
 """A run begins from a released checkpoint, and what it trains goes out again."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,10 @@ def test_a_run_goes_on_from_released_weights_and_is_exported(
     with Run(config(tmp_path / "run", checkpoint), here) as run:
         started = {name: value.detach().clone() for name, value in run._engine.module.named_parameters()}
         assert run.train() is None
+        kept = [weakref.ref(part) for part in (run._engine.module, run._engine.optimizer)]
+    del run
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None], "a run that is closed leaves no model behind"
     source = open_any(checkpoint).source
     for name, value in started.items():
         assert torch.equal(value, source.read(name, "fp32")), name
