@@ -21,13 +21,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tests.distributed.warm import Warm
 
+Found = TypeVar("Found")
 ROOT = Path(__file__).resolve().parents[2]
 GRACE = 3.0
 """Seconds that the other ranks get to end by themselves after one has failed, and to write their stacks."""
@@ -92,6 +94,12 @@ def run_ranks(
             Path(folder, "go").touch()
             ranks.wait(timeout, ranks.all_ended, ready)
         return [pickle.loads(Path(folder, f"result.{rank}").read_bytes()) for rank in range(world_size)]
+
+
+def side_by_side(*calls: Callable[[], Found]) -> list[Found]:
+    """What calls return, of :func:`run_ranks` say, that go on at the same time: one rank leaves a core idle."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [running.result() for running in [pool.submit(call) for call in calls]]
 
 
 def run_program(

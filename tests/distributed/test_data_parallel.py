@@ -1,6 +1,7 @@
 """Loss and gradient belong to the global batch: the cut into micro-batches, ranks and ZeRO shards must not show."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from megatron_pixel.model.batch import to_tensors
 from megatron_pixel.model.objectives import losses, pretraining_objectives
 from megatron_pixel.model.stages import build_stages
 from megatron_pixel.parallel.mesh import mesh
-from tests.distributed.harness import run_ranks
+from tests.distributed.harness import run_ranks, side_by_side
 from tests.distributed.tiny_run import Line, curves, tiny
 
 SPLITS = {
@@ -64,8 +65,10 @@ class Found:
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("runs")
     words = {n: {name: [*STEPS, *extra] for name, extra in variants.items()} for n, variants in SPLITS.items()}
-    one, plain = run_ranks(one_process, 1, (str(folder / "1"), words[1]), timeout=120)[0]
-    two = run_ranks(curves, 2, (str(folder / "2"), words[2]), timeout=240)[0]
+    ((one, plain), *_), (two, *_) = side_by_side(
+        partial(run_ranks, one_process, 1, (str(folder / "1"), words[1]), timeout=240),
+        partial(run_ranks, curves, 2, (str(folder / "2"), words[2]), timeout=240),
+    )
     lines = {(1, name): value for name, value in one.items()} | {(2, name): value for name, value in two.items()}
     return Found(lines, plain, folder)
 

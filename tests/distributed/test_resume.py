@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from megatron_pixel.training import run as run_module
 from megatron_pixel.training.canonical import TENSORS, open_source
 from megatron_pixel.training.feeding import Prepared
 from megatron_pixel.training.loop import Trainer
-from tests.distributed.harness import run_ranks
+from tests.distributed.harness import run_ranks, side_by_side
 from tests.distributed.packed_data import make_packed
 from tests.distributed.tiny_run import Line, lines, tiny, train
 
+PROCESSES = (1, 2)
 STEPS = ["--training.steps=6", "--training.micro_batch_rows=2"]
 TIMES = (
     "time",
@@ -243,13 +245,19 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return make_packed(tmp_path_factory.mktemp("packed"))
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1-process", "2-processes"])
-def found(
-    request: pytest.FixtureRequest, packed: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("resume")
-    result: dict[str, Any] = run_ranks(everything, request.param, (str(folder), packed), timeout=300)[0]
-    return result | {"folder": folder}
+@pytest.fixture(scope="module")
+def both(packed: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What rank 0 of each count of processes found; the counts side by side."""
+    folders = [tmp_path_factory.mktemp("resume") for _ in PROCESSES]
+    work = [(str(folder), packed) for folder in folders]
+    starts = zip(PROCESSES, work, strict=True)
+    ranks = side_by_side(*(partial(run_ranks, everything, count, args, timeout=300) for count, args in starts))
+    return [first | {"folder": folder} for (first, *_), folder in zip(ranks, folders, strict=True)]
+
+
+@pytest.fixture(params=PROCESSES, ids=["1-process", "2-processes"])
+def found(request: pytest.FixtureRequest, both: list[dict[str, Any]]) -> dict[str, Any]:
+    return both[PROCESSES.index(request.param)]
 
 
 RUNS = ["fp32", "bf16", "packed"]

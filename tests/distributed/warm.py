@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -71,14 +72,16 @@ class Warm:
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
 
     def start(self, folder: Path, environments: Sequence[Mapping[str, str]]) -> list[ForkedRank]:
         """A rank for each environment; it does the task of ``folder`` and writes its output there."""
-        server = self._running(environments[0])
         (folder / "environments").write_text(json.dumps([dict(environment) for environment in environments]))
-        assert server.stdin is not None
-        server.stdin.write(os.fsencode(folder) + b"\n")
-        server.stdin.flush()
+        with self._lock:
+            server = self._running(environments[0])
+            assert server.stdin is not None
+            server.stdin.write(os.fsencode(folder) + b"\n")
+            server.stdin.flush()
         return [ForkedRank(folder, rank, lambda: server.poll() is not None) for rank in range(len(environments))]
 
     def _running(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
