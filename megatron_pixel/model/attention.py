@@ -177,5 +177,19 @@ def _varlen() -> Callable[..., Tensor] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    wanted = {"window_size", "enable_gqa"}  # its first versions had neither
-    return varlen_attn if wanted <= inspect.signature(varlen_attn).parameters.keys() else None
+    known = inspect.signature(varlen_attn).parameters
+    if "enable_gqa" in known:
+        return varlen_attn
+    return _repeating(varlen_attn) if "window_size" in known else None  # its first versions had neither
+
+
+def _repeating(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Grouped queries for a version that knows none: keys and values are repeated for each query head."""
+
+    def call(query: Tensor, key: Tensor, value: Tensor, *bounds: Any, enable_gqa: bool, **options: Any) -> Tensor:
+        if enable_gqa:
+            times = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
+        return attend(query, key, value, *bounds, **options)
+
+    return call
