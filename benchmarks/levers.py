@@ -11,11 +11,9 @@ median of before by after, above 1 where the change gains time. Takes five minut
 OMP_NUM_THREADS=1 and `--clock processor` other work on the machine disturbs little.
 """
 
-import argparse
 import itertools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import result_file
-from benchmarks.roofline import Timer, Work
+from benchmarks.timing import Timer, Work, measuring, parser_of
 from megatron_pixel.config.errors import exit_on_user_error
-from megatron_pixel.config.schema import LossConfig, ModelConfig, ParallelConfig
-from megatron_pixel.parallel.quiet import silence_libraries
+from megatron_pixel.config.schema import LossConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -45,32 +41,17 @@ class Lever:
 
 def main(words: Sequence[str]) -> None:
     """Measure and show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="default: both")
-    add("--repeats", type=int, default=5, help="the median of so many pairs (default: %(default)s)")
-    add("--parameters", type=int, default=100_000_000, help="of the optimizer's step (default: %(default)s)")
-    add("--clock", choices=["wall", "processor"], default="wall", help="default: %(default)s")
-    result_file.add_json_argument(parser)
+    parser = parser_of(__doc__, " pairs")
+    parameters_help = "of the optimizer's step (default: %(default)s)"
+    parser.add_argument("--parameters", type=int, default=100_000_000, help=parameters_help)
     arguments = parser.parse_args(words)
-    silence_libraries()
-    import torch
-
-    from megatron_pixel.parallel.mesh import mesh
-
-    clock = time.process_time if arguments.clock == "processor" else time.perf_counter
-    figures: dict[str, Any] = {"threads": torch.get_num_threads()}
-    with mesh(ParallelConfig()) as here:
-        timer = Timer(clock, here.device, arguments.repeats)
-        for precision in arguments.precision:
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            parts = itertools.chain(
-                levers(ModelConfig(), dtype, here.device), compiled(ModelConfig(), dtype, here.device)
-            )
-            figures[precision] = measure(parts, timer)
+    figures: dict[str, Any] = {}
+    with measuring(arguments, figures) as (timer, dtypes):
+        for precision, dtype in dtypes.items():
+            of = ModelConfig(), dtype, timer.device
+            figures[precision] = measure(itertools.chain(levers(*of), compiled(*of)), timer)
         # Its weights and moments are fp32 in both.
-        figures["optimizer"] = measure([adamw(arguments.parameters, here.device)], timer)
-    result_file.write(arguments.json, figures, ("torch", "megatron-core"))
+        figures["optimizer"] = measure([adamw(arguments.parameters, timer.device)], timer)
 
 
 def measure(parts: Iterable[Lever], timer: Timer) -> dict[str, Any]:

@@ -12,10 +12,7 @@ by the rate of copying, whichever is longer. *Reached* is that time by the measu
 With OMP_NUM_THREADS=1 and `--clock processor` other work on the machine disturbs little.
 """
 
-import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +21,12 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import result_file
+from benchmarks.timing import Timer, Work, measuring, parser_of
 from megatron_pixel.config.errors import exit_on_user_error
-from megatron_pixel.config.schema import LossConfig, ModelConfig, ParallelConfig
-from megatron_pixel.parallel.quiet import silence_libraries
+from megatron_pixel.config.schema import LossConfig, ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -48,58 +42,14 @@ class Operation:
 
 def main(words: Sequence[str]) -> None:
     """Measure and show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="default: both")
-    add("--rows", type=int, default=1, help="of the micro-batch (default: %(default)s)")
-    add("--repeats", type=int, default=5, help="the median of so many (default: %(default)s)")
-    add("--clock", choices=["wall", "processor"], default="wall", help="default: %(default)s")
-    result_file.add_json_argument(parser)
+    parser = parser_of(__doc__, "")
+    parser.add_argument("--rows", type=int, default=1, help="of the micro-batch (default: %(default)s)")
     arguments = parser.parse_args(words)
-    silence_libraries()
-    import torch
-
-    from megatron_pixel.parallel.mesh import mesh
-
-    clock = time.process_time if arguments.clock == "processor" else time.perf_counter
-    figures: dict[str, Any] = {"rows": arguments.rows, "threads": torch.get_num_threads()}
-    with mesh(ParallelConfig()) as here:
-        timer = Timer(clock, here.device, arguments.repeats)
-        for precision in arguments.precision:
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    figures: dict[str, Any] = {"rows": arguments.rows}
+    with measuring(arguments, figures) as (timer, dtypes):
+        for precision, dtype in dtypes.items():
             figures[precision] = measure(ModelConfig(), arguments.rows, dtype, timer)
             show(precision, figures[precision])
-    result_file.write(arguments.json, figures, ("torch", "megatron-core"))
-
-
-class Timer:
-    """Medians of times of some work.
-
-    Args:
-        clock: seconds.
-        device: that does the work.
-        repeats: how often.
-    """
-
-    def __init__(self, clock: Callable[[], float], device: Any, repeats: int) -> None:
-        self._clock, self.repeats = clock, repeats
-        self.device = device
-
-    def seconds(self, work: Work) -> float:
-        """Median after one run that warms up."""
-        return statistics.median([self.once(work) for _ in range(self.repeats + 1)][1:])
-
-    def once(self, work: Work) -> float:
-        """One run."""
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        start = self._clock()
-        work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return self._clock() - start
 
 
 def measure(model: ModelConfig, rows: int, dtype: Any, timer: Timer) -> dict[str, Any]:
@@ -134,10 +84,8 @@ def measure(model: ModelConfig, rows: int, dtype: Any, timer: Timer) -> dict[str
 def operations(model: ModelConfig, rows: int, dtype: Any, device: Any) -> Iterator[Operation]:
     """The layer's operations in their order, the layer as a whole, and the token head with its loss."""
     import torch
-    from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
-
-    from megatron_pixel.model.layers import rotary_angles
     from megatron_pixel.model.objectives import pretraining_objectives
+    from megatron_pixel.model.rotary import rotary_angles, rotation, turned_heads
     from megatron_pixel.model.stages import stage_specs
     from megatron_pixel.model.token_loss import linear_cross_entropy
 
@@ -175,14 +123,13 @@ def operations(model: ModelConfig, rows: int, dtype: Any, device: Any) -> Iterat
         size = 3 * (n * k + k * m + n * m)
         return Operation(name, 6.0 * n * k * m, size, both(module, random(s, rows, k), of=module))
 
-    def turn(query: "Tensor", key: "Tensor") -> "Tensor":
-        turned = [apply_rotary_pos_emb(part, angles, config=layer.config) for part in (query, key)]
-        return torch.cat([part.flatten() for part in turned])
+    def turn(fused: "Tensor") -> "Tensor":
+        return torch.cat([part.flatten() for part in turned_heads(fused, groups, rotation(angles, dtype))])
 
     norm = both(layer.input_layernorm, hidden, of=layer.input_layernorm)
     yield Operation("norm (of two)", 12.0 * n * h, 5 * n * h, norm)
     yield product("queries, keys, values", attention.linear_qkv, h, h + 2 * kv)
-    yield Operation("rotary positions", 6.0 * n * (h + kv), 4 * n * (h + kv), both(turn, query, key))
+    yield Operation("rotary positions", 6.0 * n * (h + kv), 4 * n * (h + kv), both(turn, random(s, rows, h + 2 * kv)))
     core = both(lambda *parts: attention.core_attention(*parts, None), query, key, value)
     yield Operation("attention", 7.0 * rows * s * s * h, n * (6 * h + 6 * kv), core)
     yield product("output projection", attention.linear_proj, h, h)

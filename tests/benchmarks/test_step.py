@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from benchmarks import levers, roofline, step_tables
+from benchmarks import levers, roofline, step_tables, timing
 from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.parallel.mesh import Mesh
 from tests.alone import alone
@@ -20,7 +20,7 @@ def one_process() -> Iterator[Mesh]:
         yield here
 
 
-class OneSecond(roofline.Timer):
+class OneSecond(timing.Timer):
     """Everything that runs takes a second; the two measurements of the machine are not run."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ def test_every_operation_runs_and_has_its_bound() -> None:
 def test_every_change_runs_and_those_about_memory_keep_less() -> None:
     parts = [*levers.levers(MODEL, torch.float32, CPU), levers.adamw(100, CPU)]
     ticks = iter(range(1000))
-    timer = roofline.Timer(lambda: float(next(ticks)), CPU, repeats=1)
+    timer = timing.Timer(lambda: float(next(ticks)), CPU, repeats=1)
     found = levers.measure(parts, timer)
     assert [row["ratio"] for row in found.values()] == [1.0] * len(parts)
     for name, row in found.items():
