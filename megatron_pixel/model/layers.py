@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import ColumnParallelLinear as MegatronColumnParallelLinear
 from megatron.core.tensor_parallel import RowParallelLinear as MegatronRowParallelLinear
+from megatron.core.transformer.attention import SelfAttention as MegatronSelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from megatron_pixel.model.attention import Documents, MaskKind, SDPACoreAttentio
 from megatron_pixel.model.batch import Header, Travelling
 from megatron_pixel.model.products import OneDNNLinear
 from megatron_pixel.model.rms_norm import rms_norm
+from megatron_pixel.model.rotary import rotary_angles, rotation, turned_heads
 from megatron_pixel.model.seeding import stage_seed
 from megatron_pixel.model.swiglu import swiglu
 
@@ -52,6 +54,20 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+class SelfAttention(MegatronSelfAttention):
+    """Megatron's for training, with rotary positions of our own."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | Documents | None, rotary_pos_emb: Tensor, **_: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [s, b, h] to the same; angles [s, b, d / 2] of :func:`rotary_angles`."""
+        fused, _bias = self.linear_qkv(hidden_states)
+        by = rotation(rotary_pos_emb, fused.dtype)
+        query, key, value = turned_heads(fused, self.num_query_groups_per_partition, by)
+        output: tuple[Tensor, Tensor | None] = self.linear_proj(self.core_attention(query, key, value, attention_mask))
+        return output
 
 
 def _summed_over_tensor_ranks(gradient: Tensor) -> Tensor:
@@ -116,6 +132,7 @@ def layer_spec() -> ModuleSpec:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
+    spec.submodules.self_attention.module = SelfAttention
     attention = spec.submodules.self_attention.submodules
     attention.linear_qkv = ColumnParallelLinear
     attention.core_attention = SDPACoreAttention
@@ -125,23 +142,6 @@ def layer_spec() -> ModuleSpec:
     mlp.linear_fc2 = RowParallelLinear
     mlp.activation_func = swiglu
     return spec
-
-
-def rotary_angles(position_ids: Tensor, width: int, theta: float) -> Tensor:
-    """Angles of rotary positions for half-split (Llama's) rotation.
-
-    Args:
-        position_ids: integers [b, s].
-        width: width of an attention head.
-        theta: base of the frequencies.
-
-    Returns:
-        float32 [s, b, 1, width]; both halves of the last dimension hold ``position * theta ** (-2 i / width)``.
-        Computed anew each time rather than kept in a buffer, which a cast of the model to bfloat16 would round.
-    """
-    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=position_ids.device) / width
-    angles = position_ids.t().float()[..., None] * (1.0 / theta**exponents)  # [s, b, width / 2]
-    return torch.cat((angles, angles), dim=-1).unsqueeze(2)
 
 
 LayerCall = Callable[[nn.Module, Tensor, Tensor | Documents | None, Tensor], Tensor]

@@ -4,8 +4,8 @@ Per position, with ``h`` hidden, ``k`` key-value width, ``d`` head width, ``f`` 
 ranks and ``w`` bytes of an activation, a decoder layer keeps::
 
     norms        2 x (input h w, its inverse deviation 4, output h w)
-    attention    queries, keys, values as one tensor (h + 2k) w / t, turned queries and keys (h + k) w / t, the context
-                 h w / t, a sum of exponents 4 a / t, cosines and sines 4 d w
+    attention    turned queries and keys, and values (h + 2k) w / t, the context h w / t, a sum of exponents 4 a / t,
+                 cosines and sines 2 d w
     SwiGLU       gate and up 2f w / t, and their product f w / t
 
 In bf16 on a CPU attention keeps its probabilities, for rows of the lengths for which they fit. The token head keeps no
@@ -60,7 +60,7 @@ def layer_bytes(setting: Setting, cuda: bool = True) -> int:
     h, f, d = model.hidden, model.ffn, model.hidden // model.heads
     k = model.kv_heads * d
     norms = 2 * (_norm(setting) + w * _residual(setting))
-    attention = w * (3 * h + 3 * k) / t + 4 * w * d + 4 * model.heads / t
+    attention = 2 * w * (h + k) / t + 2 * w * d + 4 * model.heads / t
     if setting.bf16 and not cuda and LEAST <= model.seq_length <= MOST:
         # Half a square, and half of the blocks on its diagonal.
         attention += w * model.heads / t * (model.seq_length + BLOCK) / 2
