@@ -84,6 +84,7 @@ def measure(model: ModelConfig, rows: int, dtype: Any, timer: Timer) -> dict[str
 def operations(model: ModelConfig, rows: int, dtype: Any, device: Any) -> Iterator[Operation]:
     """The layer's operations in their order, the layer as a whole, and the token head with its loss."""
     import torch
+
     from megatron_pixel.model.objectives import pretraining_objectives
     from megatron_pixel.model.rotary import rotary_angles, rotation, turned_heads
     from megatron_pixel.model.stages import stage_specs
