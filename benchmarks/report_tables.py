@@ -20,9 +20,9 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def counted(count: int, noun: str) -> str:
-    """``1 row``, ``2 rows``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def counted(count: int, noun: str, many: str | None = None) -> str:
+    """``1 row``, ``2 rows``; ``many`` is a plural that takes more than an s."""
+    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
 
 
 def by_mix(result: Result, rows: Mapping[str, str]) -> str:
