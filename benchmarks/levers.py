@@ -46,10 +46,12 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--parameters", type=int, default=100_000_000, help=parameters_help)
     arguments = parser.parse_args(words)
     figures: dict[str, Any] = {}
+    from benchmarks.levers_layer import between_products
+
     with measuring(arguments, figures) as (timer, dtypes):
         for precision, dtype in dtypes.items():
             of = ModelConfig(), dtype, timer.device
-            figures[precision] = measure(itertools.chain(levers(*of), compiled(*of)), timer)
+            figures[precision] = measure(itertools.chain(levers(*of), between_products(*of), compiled(*of)), timer)
         # Its weights and moments are fp32 in both.
         figures["optimizer"] = measure([adamw(arguments.parameters, timer.device)], timer)
 

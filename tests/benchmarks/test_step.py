@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from benchmarks import levers, roofline, step_tables, timing
+from benchmarks import levers, levers_layer, roofline, step_tables, timing
 from megatron_pixel.config.schema import ModelConfig
 from megatron_pixel.parallel.mesh import Mesh
 from tests.alone import alone
@@ -54,12 +54,13 @@ def test_every_operation_runs_and_has_its_bound() -> None:
 
 
 def test_every_change_runs_and_those_about_memory_keep_less() -> None:
-    parts = [*levers.levers(MODEL, torch.float32, CPU), levers.adamw(100, CPU)]
+    of = MODEL, torch.float32, CPU
+    parts = [*levers.levers(*of), *levers_layer.between_products(*of), levers.adamw(100, CPU)]
     ticks = iter(range(1000))
     timer = timing.Timer(lambda: float(next(ticks)), CPU, repeats=1)
     found = levers.measure(parts, timer)
     assert [row["ratio"] for row in found.values()] == [1.0] * len(parts)
     for name, row in found.items():
-        if "SwiGLU" in name:
+        if "SwiGLU" in name or "norm:" in name:
             assert row["after_megabytes"] < row["before_megabytes"]
     assert step_tables.levers({"fp32": found}).count("\n") == len(parts) + 1
