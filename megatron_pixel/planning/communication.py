@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from megatron_pixel.data.rows import Kind
-from megatron_pixel.planning.activations import HEAD_CHUNK
+from megatron_pixel.planning.activations import HEAD_ALIGNED, HEAD_CHUNK
 from megatron_pixel.planning.gathering import gathered_in_a_step
 from megatron_pixel.planning.parameters import Parameter, groups
 from megatron_pixel.planning.setting import Setting, has_patches, has_tokens
@@ -163,8 +163,8 @@ def _token_head(setting: Setting, kind: Kind, targets: int) -> Iterator[Traffic]
     if has_tokens(kind) or setting.touch_all:
         targets = max(targets, 1) if has_tokens(kind) else 1
         yield Traffic("tensor", "all_reduce", "tensor", targets * setting.model.hidden * setting.width)
-        chunks = -(-targets // HEAD_CHUNK)
-        yield Traffic("loss", "all_reduce", "tensor", 3 * 4 * targets, 3 * chunks)
+        filled_up = -(-targets // HEAD_ALIGNED) * HEAD_ALIGNED
+        yield Traffic("loss", "all_reduce", "tensor", 3 * 4 * filled_up, 3 * -(-filled_up // HEAD_CHUNK))
 
 
 def _handed_on(setting: Setting, pipe: int) -> Iterator[Traffic]:

@@ -31,6 +31,7 @@ CASES = [
         ("dualgpt", (1, 1, 1), "zero1", BF16),
         ("dualgpt", (1, 1, 1), "zero1", ALL),
         ("pixelgpt", (1, 1, 1), "zero1", SECOND),
+        ("dualgpt", (1, 1, 1), "zero1", ("--data.packing=documents",)),
         ("dualgpt", (1, 1, 2), "zero1", ()),
         ("textgpt", (1, 1, 2), "zero1", ()),
         ("dualgpt", (1, 1, 2), "zero1", BF16),
