@@ -155,7 +155,7 @@ class SlurmCluster:
         """Until a job that was requeued runs again.
 
         By itself it waits until the credentials of its former life have expired; those of a busy machine must not do so
-        soon.
+        soon. A node takes new ones that are younger, counted in whole seconds, than the end of that life.
         """
 
         def runs() -> bool:
@@ -163,8 +163,9 @@ class SlurmCluster:
             if int(job["Restarts"]) < restarts:
                 return False
             if job["JobState"] == "PENDING":
-                self._call("scontrol", "update", f"JobId={number}", "StartTime=now")
-                time.sleep(0.5)
+                time.sleep(2)
+                with contextlib.suppress(ClusterError):  # it has gone on by itself meanwhile
+                    self._call("scontrol", "update", f"JobId={number}", "StartTime=now")
                 return False
             return job["JobState"] != "COMPLETING"
 
