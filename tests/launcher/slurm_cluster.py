@@ -123,13 +123,17 @@ class SlurmCluster:
         """Nodes that wait for jobs."""
         return sorted(set(self._call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()))
 
-    def stop(self) -> None:
-        """End all jobs, then the daemons, at once: nobody needs what they would write before they end."""
+    def end_jobs(self) -> None:
+        """End all jobs at once: nobody needs what they would write before they end."""
         with contextlib.suppress(AssertionError, subprocess.SubprocessError):
             if self._call("squeue", "-h"):
                 self._call("scancel", "--signal=KILL", "--full", f"--user={getpass.getuser()}")
                 self._call("scancel", f"--user={getpass.getuser()}")
                 wait_until(lambda: not self._call("squeue", "-h"), str, 10)
+
+    def stop(self) -> None:
+        """End all jobs, then the daemons."""
+        self.end_jobs()
         for file in (*self.folder.glob("slurm*.pid"), self.folder / "munge" / "munged.pid"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(file.read_text()), signal.SIGKILL)

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from tests.launcher.slurm_cluster import SlurmCluster, wait_until
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --time=10".split()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(slurm: SlurmCluster) -> Iterator[None]:
+    """A test that fails must not leave the next ones waiting for its nodes."""
+    yield
+    slurm.end_jobs()
 
 
 class Job:
