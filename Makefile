@@ -40,7 +40,7 @@ pictures: setup
 # Hours on an idle machine; then docs/performance.md is made of what was measured.
 benchmarks: setup
 	@for name in rendering storage dataloader preprocessing preprocessing_kills fidelity clipping strategies faults finetune \
-	    generation training roofline levers host_memory startup packing; do \
+	    generation training roofline levers startup packing; do \
 	  $(PY) benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
 	@$(PY) benchmarks/dataloader.py --mix multilingual --json benchmarks/results/dataloader_multilingual.json
 	@$(PY) benchmarks/converting.py --folder runs/converting --json benchmarks/results/converting.json

@@ -61,20 +61,8 @@ def buckets(result: Result) -> str:
     )
 
 
-def host_memory(result: Result) -> str:
-    """Steps of processes that keep what they free, and of such that give it back."""
-    rows = []
-    for precision in PRECISIONS:
-        for name, row in result.get(precision, {}).items():
-            least, most = row["ratio_range"]
-            shown = [number(row["step_seconds"]), f"**{row['ratio']:.2f}** ({least:.2f} to {most:.2f})"]
-            rows.append([f"{precision}: {name}", *shown, f"{row['page_faults']:,.0f}", number(row["memory_gb"])])
-    return table(["a text step", "seconds", "**its time to ours, kept**", "page faults", "memory, GB"], rows)
-
-
 TABLES: Mapping[str, Callable[[Result], str]] = {
     "roofline": roofline,
     "levers": levers,
     "buckets": buckets,
-    "host_memory": host_memory,
 }

@@ -11,10 +11,14 @@
 Ours is the run that `pretrain.py` builds: made-up rows of 1,024 positions read ahead by its loader, its loop, engine
 and metrics. Peers train the same model on the same rows, with the same DeepSpeed settings, optimizer, micro-batch and
 precision: Hugging Face's LlamaForCausalLM with SDPA attention, with the paper's patch embedder and pixel head where
-rows hold patches; and, on a GPU, megatron-core's GPTModel with its own local layers, on text rows. All take their steps
-in turns, in an order that turns around from round to round. A ratio is the median over rounds of our positions a second
-by theirs, above 1 where ours is faster. The ceiling is the rate of the plain matrix products of a micro-batch, forward
-and backward. On a machine with other work, `--clock processor` with OMP_NUM_THREADS=1 compares processor time.
+rows hold patches; and, on a GPU, megatron-core's GPTModel with its own local layers, on text rows. Each is a process of
+its own, as its users run it. On a CPU our process keeps what it frees and Hugging Face's gives it back to the system,
+as glibc does by itself; so there is `hf_kept`, too: Hugging Face's in a process that keeps it. All take their steps in
+turns, in an order that turns around from round to round. A ratio is the median over rounds of our positions a second by
+theirs, above 1 where ours is faster. The ceiling is the rate of the plain matrix products of a micro-batch, forward and
+backward. On a machine with other work, `--clock processor` with OMP_NUM_THREADS=1 compares processor time.
+
+All sides stand in memory at a time: on a CPU, some 4 GB each.
 """
 
 import argparse
@@ -22,9 +26,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, redirect_stdout
-from io import StringIO
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,19 +35,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import result_file
-from benchmarks.training_variants import VARIANTS, settings_of
+from benchmarks.remote import Remote, RemoteError
+from benchmarks.training_side import Limits, SidePlan, TrainingSide
+from benchmarks.training_variants import RETURNED, VARIANTS, settings_of
 from megatron_pixel.config.errors import UserError, exit_on_user_error
 from megatron_pixel.config.loader import load_config
 from megatron_pixel.config.schema import RunConfig
-from megatron_pixel.parallel.environment import set_environment
-from megatron_pixel.parallel.launch import read_launch
 from megatron_pixel.parallel.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from benchmarks.training_rounds import Rounds, Side
-    from megatron_pixel.parallel.mesh import Mesh
 
 KINDS = ("text", "pixel", "pair", "mix")
+PEERS = {"hf": "hf", "hf_kept": "hf", "megatron_core": "megatron_core"}
+"""Peers that are measured, and whose model each is."""
 RECIPES = ROOT / "megatron_pixel" / "config" / "recipes"
 FORMULA = """\
 FLOPs of a step = 6 (L (2 h^2 + 2 a h^2 + 3 h f) positions + 2 L h pairs + d h (patches + patch targets)
@@ -66,8 +70,9 @@ def main(words: Sequence[str]) -> None:
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="rows (default: all)")
     add("--rows", type=int, help="of a micro-batch (default: 16 on a GPU, 1 on a CPU)")
     add("--accumulation", type=int, help="micro-batches of a step (default: 4 on a GPU, 2 on a CPU)")
-    add("--peers", nargs="*", choices=["hf", "megatron_core"], help="default: hf, and megatron_core on a GPU")
-    names = f"our settings to compare: all, some of {', '.join(VARIANTS)}, or KEY=VALUE,KEY=VALUE"
+    peers_help = "default: hf, with hf_kept on a CPU and megatron_core on a GPU"
+    add("--peers", nargs="*", choices=list(PEERS), help=peers_help)
+    names = f"our settings to compare: all, some of {', '.join([*VARIANTS, RETURNED])}, or KEY=VALUE,KEY=VALUE"
     add("--variants", nargs="*", default=[], metavar="NAME", help=names)
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our run, and of its variants")
     add("--clock", choices=["wall", "processor"], default="wall", help="default: %(default)s")
@@ -78,7 +83,6 @@ def main(words: Sequence[str]) -> None:
     if arguments.device == "cpu":
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     silence_libraries()
-    set_environment(read_launch(os.environ))
     import torch
 
     cuda = torch.cuda.is_available()
@@ -87,7 +91,8 @@ def main(words: Sequence[str]) -> None:
     precisions = arguments.precision or (["bf16", "fp32"] if cuda else ["fp32", "bf16"])
     arguments.rows = arguments.rows or (16 if cuda else 1)
     arguments.accumulation = arguments.accumulation or (4 if cuda else 2)
-    arguments.peers = ["hf", *(["megatron_core"] if cuda else [])] if arguments.peers is None else arguments.peers
+    if arguments.peers is None:
+        arguments.peers = ["hf", "megatron_core" if cuda else "hf_kept"]
     print(FORMULA, flush=True)
     figures: dict[str, Any] = {}
     for number, precision in enumerate(precisions):
@@ -135,21 +140,22 @@ def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: 
         seconds: that it may take; at least two rounds are taken.
     """
     from benchmarks.training_rounds import Rounds
-    from megatron_pixel.parallel.mesh import mesh
 
     end = time.monotonic() + seconds
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        here = stack.enter_context(mesh(load_config(RECIPES / "dualgpt.yaml").parallel))
-        config = config_of(arguments, precision, cuda, [], str(folder / "ours"))
-        sides, skipped = build_sides(arguments, config, precision, cuda, folder, here, stack)
-        ours: Any = sides[0].runner
+        plans, skipped = plans_of(arguments, precision, cuda, folder)
+        config = plans["ours"].config
+        limits = Remote(Limits, plans["ours"])
+        stack.callback(limits.close)
+        sides = start(plans, skipped, stack)
+        limits.wait()
+        device = limits.call("device")
         shape = f"{config.training.micro_batch_rows} x {arguments.accumulation} rows of {config.model.seq_length:,}"
-        size = f"{ours.parameters / 1e6:,.0f} million parameters"
-        say(f"\n{precision}, {size}, {shape} positions, on {device_name(here)}, up to {seconds / 60:.1f} minutes")
-        clock = time.process_time if arguments.clock == "processor" else time.perf_counter
-        rounds = Rounds(sides, ours, config.model, config.loss.end_patch, here, say, clock)
-        ceilings = ceilings_of(arguments, config, here, clock)
+        size = f"{sides[0].parameters / 1e6:,.0f} million parameters"
+        say(f"\n{precision}, {size}, {shape} positions, on {device['name']}, up to {seconds / 60:.1f} minutes")
+        ceilings = {kind: limits.call("ceiling", kind) for kind in arguments.kinds if kind != "mix"}
+        rounds = Rounds(sides, limits, config, cuda, say)
         rounds.warm_up(arguments.kinds)
         while True:
             started = time.monotonic()
@@ -157,107 +163,98 @@ def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: 
             now = time.monotonic()
             if rounds.rounds >= 2 and now + (now - started) > end:
                 break
-        figures = figures_of(arguments, config, rounds, ceilings, here)
+        figures = figures_of(arguments, config, rounds, ceilings, device)
     figures["variants_left_out"] = skipped | {s.name: s.failed for s in sides if s.failed is not None}
     show(figures, arguments.kinds)
     return figures
 
 
-def build_sides(
-    arguments: argparse.Namespace,
-    config: RunConfig,
-    precision: str,
-    cuda: bool,
-    folder: Path,
-    here: "Mesh",
-    stack: ExitStack,
-) -> tuple[list["Side"], dict[str, str]]:
-    """Ours, the variants that can be built, the peers; and why others cannot."""
-    from benchmarks.training_memory import MemoryOfOne
-    from benchmarks.training_peers import PEERS, Peer
-    from benchmarks.training_rounds import Side
-    from benchmarks.training_run import MeasuredRun
-
-    sides, skipped = [], {}
+def plans_of(
+    arguments: argparse.Namespace, precision: str, cuda: bool, folder: Path
+) -> tuple[dict[str, SidePlan], dict[str, str]]:
+    """What each side is, ours first; and why variants cannot be."""
+    plans, skipped = {}, {}
+    accumulation, processor = arguments.accumulation, arguments.clock == "processor"
     asked = [name for word in arguments.variants for name in (VARIANTS if word == "all" else [word])]
     for name in ["ours", *asked]:
-        memory = MemoryOfOne(here.device)
+        extra = [] if name in ("ours", RETURNED) else settings_of(name, arguments.rows)
         try:
-            extra = [] if name == "ours" else settings_of(name, arguments.rows)
-            other = config_of(arguments, precision, cuda, extra, str(folder / name))
-            with memory.building(), redirect_stdout(StringIO()):  # DeepSpeed tells the memory of each of its groups
-                run = MeasuredRun(other, here, arguments.accumulation)
-        except Exception as error:
+            config = config_of(arguments, precision, cuda, extra, str(folder / name))
+        except UserError as error:
             if name == "ours":
                 raise
-            skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            print(f"left out: {name}: {skipped[name]}", flush=True)
+            skipped[name] = str(error).splitlines()[0]
             continue
-        stack.enter_context(run)
-        sides.append(Side(name, run, memory))
+        plans[name] = SidePlan("", config, accumulation, name != RETURNED, processor)
     for name in arguments.peers:
-        memory = MemoryOfOne(here.device)
-        with memory.building(), redirect_stdout(StringIO()):
-            peer = Peer(PEERS[name](config.model), config, sides[0].runner.readers, here)
-        sides.append(Side(name, peer, memory))
-    return sides, skipped
+        plans[name] = SidePlan(PEERS[name], plans["ours"].config, accumulation, name == "hf_kept", processor)
+    return plans, skipped
 
 
-def ceilings_of(
-    arguments: argparse.Namespace, config: RunConfig, here: "Mesh", clock: Callable[[], float]
-) -> dict[str, float]:
-    """The rate of plain products by kind, in 10^12 operations a second."""
-    import torch
+def start(plans: Mapping[str, SidePlan], skipped: dict[str, str], stack: ExitStack) -> list["Side"]:
+    """The processes of all sides, until the stack closes; those that cannot be built go to ``skipped``, with why."""
+    from benchmarks.training_rounds import Side
+    from benchmarks.training_run import readers
 
-    from benchmarks.training_ceiling import ceiling
-
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    repeats = 5 if here.device.type == "cuda" else 2
-    rows = config.training.micro_rows
-    kinds = [kind for kind in arguments.kinds if kind != "mix"]
-    return {kind: ceiling(config.model, rows, kind, dtype, here.device, repeats, clock) for kind in kinds}
+    remotes = {name: Remote(TrainingSide, plan) for name, plan in plans.items()}
+    for remote in remotes.values():
+        stack.callback(remote.close)
+    sides = []
+    for name, plan in plans.items():
+        try:
+            remotes[name].wait()
+            facts = remotes[name].call("facts")
+        except RemoteError as error:
+            if name == "ours":
+                raise
+            skipped[name] = str(error)
+            say(f"left out: {name}: {error}")
+            continue
+        sides.append(
+            Side(name, remotes[name], facts["kinds"], facts["parameters"], readers(plan.config, plan.accumulation))
+        )
+    return sides
 
 
 def figures_of(
-    arguments: argparse.Namespace, config: RunConfig, rounds: "Rounds", ceilings: dict[str, float], here: "Mesh"
+    arguments: argparse.Namespace,
+    config: RunConfig,
+    rounds: "Rounds",
+    ceilings: Mapping[str, float],
+    device: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All figures of a precision."""
     from benchmarks.training_rounds import ratio, reached
-    from megatron_pixel.training.throughput import peak_tflops
 
-    peak = peak_tflops(here.device, config.training.precision)
+    peak = device["peak_tflops"]
     ours, *others = rounds.sides
     figures: dict[str, Any] = {
-        "device": device_name(here),
+        "device": device["name"],
         "precision": config.training.precision,
         "rounds": rounds.rounds,
-        "parameters": rounds.sides[0].runner.parameters,  # type: ignore[attr-defined]
+        "parameters": ours.parameters,
         "model": {key: getattr(config.model, key) for key in
                   ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab_size", "seq_length")},
         "peak_tflops": peak,
         "flops": FORMULA,
     }  # fmt: skip
-    for name in arguments.kinds:
-        here_figures = reached(ours, name, arguments.rows, peak)
-        here_figures["peak_memory_gb"] = ours.memory.peak(name) / 1e9
-        if name in ceilings:
-            here_figures["ceiling_tflops"] = ceilings[name]
-            here_figures["share_of_ceiling"] = here_figures["tflops"] / ceilings[name]
+    for kind in arguments.kinds:
+        mine = reached(ours, kind, peak)
+        if kind in ceilings:
+            mine["ceiling_tflops"] = ceilings[kind]
+            mine["share_of_ceiling"] = mine["tflops"] / ceilings[kind]
         for side in others:
-            if name not in side.seconds:
+            if kind not in side.steps:
                 continue
-            found = ratio(ours.rates(name), side.rates(name))
-            peer = side.name in ("hf", "megatron_core")
+            found = ratio(ours.rates(kind), side.rates(kind))
+            peer = side.name in PEERS
             if peer:
-                here_figures[f"ratio_to_{side.name}"] = found["median"]
-                here_figures[f"ratio_to_{side.name}_range"] = [found["least"], found["most"]]
-            theirs = reached(side, name, side.runner.readers[name].mixture.micro_batch_rows, peak)
-            theirs["peak_memory_gb"] = side.memory.peak(name) / 1e9
-            theirs["ratio_to_ours"] = 1 / found["median"]
-            here_figures.setdefault("peers" if peer else "variants", {})[side.name] = theirs
-        figures[name] = here_figures
-    mfus = [figures[name]["mfu"] for name in arguments.kinds if figures[name]["mfu"] is not None]
-    figures["mfu"] = figures.get("text", {}).get("mfu") if mfus else None
+                mine[f"ratio_to_{side.name}"] = found["median"]
+                mine[f"ratio_to_{side.name}_range"] = [found["least"], found["most"]]
+            theirs = reached(side, kind, peak) | {"ratio_to_ours": 1 / found["median"]}
+            mine.setdefault("peers" if peer else "variants", {})[side.name] = theirs
+        figures[kind] = mine
+    figures["mfu"] = figures.get("text", {}).get("mfu")
     if {"text", "pixel"} <= set(arguments.kinds):
         figures["text_without_head_over_pixel"] = head_comparison(rounds)
     return figures
@@ -267,8 +264,8 @@ def head_comparison(rounds: "Rounds") -> dict[str, float]:
     """Text steps less the vocabulary head by pixel steps of as many positions: at least 1 where pixels keep up."""
     import statistics
 
-    ours = rounds.sides[0]
-    text, pixel = ours.seconds["text"], ours.seconds["pixel"]
+    steps = rounds.sides[0].steps
+    text, pixel = ({number: step.seconds for number, step in steps[kind].items()} for kind in ("text", "pixel"))
     rests = {number: taken - rounds.head_seconds[number] for number, taken in text.items()}
     return {
         "ratio": statistics.median(rests[n] / pixel[n] for n in rests if n in pixel),
@@ -281,13 +278,6 @@ def head_comparison(rounds: "Rounds") -> dict[str, float]:
 def say(line: str) -> None:
     """A line of progress."""
     print(line, flush=True)
-
-
-def device_name(here: "Mesh") -> str:
-    """What it calls itself."""
-    import torch
-
-    return torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "CPU"
 
 
 def show(figures: dict[str, Any], kinds: Sequence[str]) -> None:

@@ -1,10 +1,9 @@
-"""Memory that one of several models in a process takes, for ``training.py``."""
+"""Memory that a model takes, for benchmarks."""
 
 import ctypes
 import gc
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,59 +11,38 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-class MemoryOfOne:
-    """What a model holds, and what a step of it adds for a while.
+class PeakMemory:
+    """Most memory in use at a time, above what was in use when this was made: before there was a model.
 
     On a CUDA device that is counted by torch's allocator. On a CPU it is the resident memory of the process, whose peak
-    Linux lets us reset; it is known to a few megabytes, as memory that others gave back may be used again.
+    Linux lets us reset.
 
     Args:
         device: where the model is.
-
-    Attributes:
-        held: bytes held between steps.
-        added: most bytes that a step has added, by the name that it was given.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.held = 0
-        self.added: dict[str, int] = {}
+        self._before = self._now()
 
-    def peak(self, name: str) -> int:
-        """Most bytes at a time in steps of a name."""
-        return self.held + self.added[name]
-
-    @contextmanager
-    def building(self) -> Iterator[None]:
-        """Around what makes the model, or makes it hold more: its first steps make the optimizer's moments."""
-        before = self._now()
-        yield
-        self.held += max(0, self._now() - before)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Around a step that leaves nothing behind."""
-        before = self._now()
-        self._reset()
-        yield
-        self.added[name] = max(self.added.get(name, 0), self._most() - before)
-
-    def _now(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.memory_allocated(self._device)
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        return _status("VmRSS")
-
-    def _reset(self) -> None:
+    def during(self, work: Callable[[], object]) -> int:
+        """Bytes, while some work runs. On a CPU all that is free goes back to the system before."""
+        self._now()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             Path("/proc/self/clear_refs").write_text("5")
+        work()
+        cuda = self._device.type == "cuda"
+        most = torch.cuda.max_memory_allocated(self._device) if cuda else _status("VmHWM")
+        return most - self._before
 
-    def _most(self) -> int:
-        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status("VmHWM")
+    def _now(self) -> int:
+        gc.collect()
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device)
+        ctypes.CDLL(None).malloc_trim(0)
+        return _status("VmRSS")
 
 
 def most_allocated(work: Callable[[], object]) -> int:

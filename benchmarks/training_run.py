@@ -61,16 +61,6 @@ class MeasuredRun(Run):
         self._records: list[Record] = []
 
     @property
-    def module(self) -> Any:
-        """The stages."""
-        return self._execution.module
-
-    @property
-    def objectives(self) -> Sequence[Any]:
-        """What the model learns."""
-        return self._objectives
-
-    @property
     def parameters(self) -> int:
         """Parameters of the model."""
         return self._parameters

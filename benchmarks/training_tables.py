@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from benchmarks.report_tables import Result, counted, number, table
 
 KINDS = {"text": "text rows", "pixel": "pixel rows", "pair": "pair rows", "mix": "DualGPT's mix 4:4:2"}
-PEERS = {"hf": "Hugging Face", "megatron_core": "megatron-core"}
+PEERS = {"hf": "Hugging Face", "hf_kept": "Hugging Face keeping memory", "megatron_core": "megatron-core"}
 
 
 def training(result: Result) -> str:
@@ -41,7 +41,7 @@ def first(figures: Result) -> Result:
 def rates(figures: Result) -> str:
     """A line for each kind of rows."""
     peers = [peer for peer in PEERS if any(f"ratio_to_{peer}" in figures[kind] for kind in KINDS if kind in figures)]
-    titles = ["positions/s", "targets/s", "tokens/s", "patches/s", "TFLOP/s", "MFU", "of plain products", "peak, GB"]
+    titles = ["positions/s", "targets/s", "tokens/s", "patches/s", "TFLOP/s", "MFU", "of plain products"]
     rows = []
     for kind, title in KINDS.items():
         if kind not in figures:
@@ -49,22 +49,23 @@ def rates(figures: Result) -> str:
         its = figures[kind]
         keys = ("positions_per_second", "targets_per_second", "tokens_per_second", "patches_per_second", "tflops")
         cells = [title, *(number(its[key]) for key in keys), share(its["mfu"]), share(its.get("share_of_ceiling"))]
-        cells.append(number(its["peak_memory_gb"]))
         cells += [ratio(its, f"ratio_to_{peer}") for peer in peers]
         rows.append(cells)
     return table(["", *titles, *(f"**ours to {PEERS[peer]}**" for peer in peers)], rows)
 
 
 def split(figures: Result) -> str:
-    """Seconds of the parts of a step, ours and the peers'."""
+    """Seconds of the parts of a step, ours and the peers', and what it does with memory."""
     rows = []
     for kind, title in KINDS.items():
         if kind in figures:
             sides = {"ours": figures[kind], **figures[kind].get("peers", {})}
             for name, its in sides.items():
                 parts = [f"{value:.3g}" for value in its["split"].values()]
-                rows.append([f"{title}, {PEERS.get(name, name)}", f"{its['step_seconds']:.3g}", *parts])
-    return table(["seconds of a step", "all", "data", "forward", "backward", "optimizer"], rows)
+                memory = [number(its.get("page_faults")), number(its["peak_memory_gb"])]
+                rows.append([f"{title}, {PEERS.get(name, name)}", f"{its['step_seconds']:.3g}", *parts, *memory])
+    titles = ["all", "data", "forward", "backward", "optimizer", "page faults", "peak, GB"]
+    return table(["seconds of a step", *titles], rows)
 
 
 def head(figures: Result) -> str:
@@ -86,10 +87,10 @@ def variants(figures: Result) -> str:
         for name, its in figures.get(kind, {}).get("variants", {}).items():
             cells = [f"`{name}`, {title}", number(its["positions_per_second"]), number(its["targets_per_second"])]
             cells += [number(its["tflops"]), share(its["mfu"]), number(its["peak_memory_gb"])]
-            rows.append([*cells, f"{its['ratio_to_ours']:.3f}"])
+            rows.append([*cells, number(its.get("page_faults")), f"{its['ratio_to_ours']:.3f}"])
     if not rows:
         return ""
-    titles = ["positions/s", "targets/s", "TFLOP/s", "MFU", "peak, GB", "positions/s to the default's"]
+    titles = ["positions/s", "targets/s", "TFLOP/s", "MFU", "peak, GB", "page faults", "positions/s to the default's"]
     return table(["settings", *titles], rows)
 
 

@@ -13,6 +13,8 @@ VARIANTS: dict[str, list[str]] = {
     "compile": ["--training.compile=layers"],
 }
 """``{twice}`` and ``{four_times}``: rows of a micro-batch in multiples of ``--rows``."""
+RETURNED = "memory_returned"
+"""A variant that is no setting: a process on a CPU that does not keep what it frees."""
 
 
 def settings_of(name: str, rows: int) -> list[str]:

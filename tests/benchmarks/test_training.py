@@ -1,20 +1,32 @@
 """The peers of the training benchmark are the same model as ours, and its figures follow from what was measured."""
 
 import contextlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import training_tables, training_variants
+from benchmarks import training, training_tables, training_variants
+from benchmarks.remote import RemoteError
 from benchmarks.training_ceiling import products
-from benchmarks.training_memory import MemoryOfOne
+from benchmarks.training_memory import PeakMemory
 from benchmarks.training_peers import HuggingFace, MegatronCore, PeerModel
 from benchmarks.training_rounds import Rounds, Side, Work, ratio, reached
-from megatron_pixel.config.schema import DataConfig, LossConfig, ModelConfig, PairConfig, ParallelConfig, TrainingConfig
+from benchmarks.training_side import Step
+from megatron_pixel.config.schema import (
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    PairConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from megatron_pixel.data.mixture import open_training
 from megatron_pixel.data.rows import Kind, MicroBatch
 from megatron_pixel.interop.names import parameters
@@ -119,59 +131,65 @@ def test_ratios_are_medians_of_rounds_that_both_took() -> None:
 
 
 class Turns:
-    """Takes note of its turns."""
+    """Stands for a side's process and takes note of its turns."""
 
-    kinds: tuple[str, ...] = ("text",)
-    readers: dict[str, Any] = {"text": None}  # noqa: RUF012 - nobody reads rows here
+    def __init__(self, name: str, log: list[str]) -> None:
+        self._name, self._log, self._number = name, log, 0
 
-    def __init__(self, name: str, log: list[str], fails: bool = False) -> None:
-        self._name, self._log, self._fails = name, log, fails
-
-    def prepare(self, name: str) -> None:
-        pass
-
-    def take(self, name: str) -> dict[str, float]:
-        if self._fails:
-            raise RuntimeError("no memory\nand more")
-        self._log.append(f"{name} {self._name}")
-        return {"forward_seconds": 0.25, "backward_seconds": 0.5}
+    def call(self, method: str, *arguments: Any) -> Any:
+        if self._name == "bad":
+            raise RemoteError("RuntimeError: no memory")
+        if method == "head_seconds":
+            return 0.125
+        self._log.append(f"{method} {arguments[0]} {self._name}")
+        self._number += 1
+        parts = {"data": 0.0, "forward": 0.25, "backward": 0.5, "optimizer": 0.0}
+        return 4 << 20 if method == "peak_memory" else Step(self._number, 2.0, parts, 7)
 
 
 def test_sides_take_turns_and_one_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     said: list[str] = []
-    sides = [Side(n, Turns(n, log, n == "bad"), MemoryOfOne(torch.device("cpu"))) for n in ("ours", "bad", "hf")]
-    rounds = Rounds.__new__(Rounds)
-    clock = iter(np.arange(0.0, 100.0, 2.0).tolist())
-    vars(rounds).update(
-        sides=sides, rounds=0, head_seconds={}, _steps={}, _run=sides[0].runner, _say=said.append,
-        _clock=lambda: next(clock), _mesh=type("Here", (), {"device": torch.device("cpu")}),
-    )  # fmt: skip
-    monkeypatch.setattr(Rounds, "_time_head", lambda self: None)
-    monkeypatch.setattr(Rounds, "_count", lambda self, reader, step: Work(512, 500, 512, 0, 4e12, 2))
+    reader: Any = SimpleNamespace(mixture=SimpleNamespace(micro_batch_rows=1))
+    remotes: dict[str, Any] = {name: Turns(name, log) for name in ("ours", "bad", "hf", "limits")}
+    sides = [Side(n, remotes[n], ("text",), 10, {"text": reader}) for n in ("ours", "bad", "hf")]
+    rounds = Rounds(sides, remotes["limits"], RunConfig(), cuda=True, say=said.append)
+    counted: list[int] = []
+    work = Work(512, 500, 512, 0, 4e12, 2)
+    monkeypatch.setattr(Rounds, "_count", lambda self, reader, step: counted.append(step) or work)
+    rounds.warm_up(["text"])
     for _ in range(2):
         rounds.take(["text"])
-    assert log == ["text ours", "text hf", "text hf", "text ours"]
+    warm = ["step text hf", "step text ours", "peak_memory text hf", "peak_memory text ours"]
+    assert log == [*warm, "step text ours", "step text hf", "step text hf", "step text ours"]
+    assert counted == [3, 3, 4, 4]
     assert sides[1].failed == "RuntimeError: no memory"
-    assert any("bad: left out from here on: RuntimeError: no memory" in line for line in said)
-    found = reached(sides[0], "text", rows=1, peak=8.0)
+    assert said.count("bad: left out from here on: RuntimeError: no memory") == 1
+    assert rounds.head_seconds == {1: 0.125, 2: 0.125}
+    found = reached(sides[0], "text", peak=8.0)
     assert found["positions_per_second"] == 256.0
     assert found["tflops"] == 2.0
     assert found["mfu"] == 0.25
     assert found["micro_batch_seconds"] == 0.375
+    assert found["page_faults"] == 7
+    assert found["peak_memory_gb"] == pytest.approx(0.004194304)
 
 
-def test_memory_of_one_is_what_it_alone_takes() -> None:
+def test_ours_must_not_fail() -> None:
+    remote: Any = Turns("bad", [])
+    rounds = Rounds([Side("ours", remote, ("text",), 10, {})], remote, RunConfig(), cuda=True, say=lambda _: None)
+    with pytest.raises(RemoteError, match="no memory"):
+        rounds.take(["text"])
+
+
+def test_peak_memory_is_what_is_held_and_what_a_step_adds() -> None:
     """On a CPU known to some megabytes: what is freed goes back to the system in its own time."""
-    meter = MemoryOfOne(torch.device("cpu"))
-    with meter.building():
-        kept = torch.ones(32 << 20, dtype=torch.uint8)
+    meter = PeakMemory(torch.device("cpu"))
+    kept = torch.ones(32 << 20, dtype=torch.uint8)
     for _ in range(2):
-        with meter.step("text"):
-            torch.ones(64 << 20, dtype=torch.uint8)
+        found = meter.during(lambda: torch.ones(64 << 20, dtype=torch.uint8))
+        assert found == pytest.approx(96 << 20, abs=12 << 20)
     assert kept.sum() == 32 << 20
-    assert meter.held == pytest.approx(32 << 20, abs=6 << 20)
-    assert meter.peak("text") == pytest.approx(96 << 20, abs=12 << 20)
 
 
 def test_variants_are_settings() -> None:
@@ -183,7 +201,7 @@ def test_the_tables_show_what_was_measured() -> None:
     side = {
         "rows": 1, "micro_batches": 2, "step_seconds": 2.0, "positions_per_second": 1024.0,
         "targets_per_second": 1000.0, "tokens_per_second": 1024.0, "patches_per_second": 0.0,
-        "tflops": 0.25, "mfu": None, "peak_memory_gb": 2.5,
+        "tflops": 0.25, "mfu": None, "peak_memory_gb": 2.5, "page_faults": 1234,
         "split": {"data_seconds": 0.01, "forward_seconds": 0.6, "backward_seconds": 1.2, "optimizer_seconds": 0.19},
     }  # fmt: skip
     text = side | {
@@ -201,7 +219,23 @@ def test_the_tables_show_what_was_measured() -> None:
     }  # fmt: skip
     page = training_tables.training(figures | {"bf16": figures})
     assert page.count("**1.23** (1.10 to 1.30)") == 2
-    assert "| text rows, Hugging Face | 2 | 0.01 | 0.6 | 1.2 | 0.19 |" in page
-    assert "| `recompute`, text rows | 1,024 | 1,000 | 0.25 | - | 2.5 | 0.800 |" in page
+    assert "| text rows, Hugging Face | 2 | 0.01 | 0.6 | 1.2 | 0.19 | 1,234 | 2.5 |" in page
+    assert "| `recompute`, text rows | 1,024 | 1,000 | 0.25 | - | 2.5 | 1,234 | 0.800 |" in page
     assert "1.04 times as long as the pixel step" in page
     assert "Left out: `fp8`: ModuleNotFoundError: transformer_engine." in page
+
+
+def test_the_program_measures_ours_and_a_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three processes: ours, Hugging Face's, and that of the ceiling."""
+    words = ["--size=tiny", "--layers=1", "--precision=fp32", "--kinds=text", "--minutes=0.01", "--accumulation=1"]
+    bad = ["--peers", "hf", "--variants", "data.packing=nonsense"]
+    training.main([*words, *bad, f"--json={tmp_path / 'training.json'}"])
+    found = json.loads((tmp_path / "training.json").read_text())
+    text = found["text"]
+    assert found["rounds"] == 2
+    assert text["positions_per_second"] == pytest.approx(512 / text["step_seconds"], rel=0.5)
+    assert text["ratio_to_hf_range"][0] <= text["ratio_to_hf"] <= text["ratio_to_hf_range"][1]
+    assert 0 < text["share_of_ceiling"] < 2
+    assert 0 < text["peak_memory_gb"] < 2
+    assert found["variants_left_out"].keys() == {"data.packing=nonsense"}
+    assert "round 2  text  hf " in capsys.readouterr().out

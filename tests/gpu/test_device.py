@@ -9,7 +9,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.generation import uncached_tokens, weights_of
-from benchmarks.training_memory import MemoryOfOne
+from benchmarks.training_memory import PeakMemory
 from megatron_pixel.config.schema import DataConfig, LossConfig, ModelConfig, PairConfig, ParallelConfig, TrainingConfig
 from megatron_pixel.data.mixture import open_training
 from megatron_pixel.data.rows import Kind, MicroBatch
@@ -100,12 +100,9 @@ def test_hidden_states_are_those_of_the_cpu() -> None:
     assert torch.linalg.norm(found - truth) < 1e-4 * torch.linalg.norm(truth)
 
 
-def test_memory_of_one_is_that_of_the_allocator() -> None:
-    meter = MemoryOfOne(torch.device("cuda"))
-    with meter.building():
-        kept = torch.zeros(1 << 20, device="cuda")
-    with meter.step("text"):
-        torch.zeros(1 << 22, device="cuda").sum()
-    assert meter.held == 4 << 20
-    assert 16 << 20 <= meter.added["text"] <= 17 << 20
+def test_peak_memory_is_that_of_the_allocator() -> None:
+    meter = PeakMemory(torch.device("cuda"))
+    kept = torch.zeros(1 << 20, device="cuda")
+    found = meter.during(lambda: torch.zeros(1 << 22, device="cuda").sum())
+    assert 20 << 20 <= found <= 21 << 20
     del kept
