@@ -46,9 +46,6 @@ def compile_layers(stages: nn.Module, model: ModelConfig, rows: int, dtype: torc
     """
     begin = time.perf_counter()
     layers = [stage for stage in stages.modules() if isinstance(stage, DecoderLayer)]
-    # Whole, or not at all: ranks that cut a layer differently would fill ZeRO's buckets in different orders, and add up
-    # gradients of different weights.
-    compiled = torch.compile(run_layer, backend=BACKEND, dynamic=False, fullgraph=True)
 
     def run(layer: nn.Module, hidden: Tensor, seen: Tensor | Documents | None, angles: Tensor) -> Tensor:
         # A dimension of one has a stride that says nothing, but for which the layer would be compiled once more.
@@ -58,6 +55,9 @@ def compile_layers(stages: nn.Module, model: ModelConfig, rows: int, dtype: torc
         layer.run = run
     device = next(layers[0].parameters()).device
     try:
+        # Whole, or not at all: ranks that cut a layer differently would fill ZeRO's buckets in different orders, and
+        # add up gradients of different weights.
+        compiled = torch.compile(run_layer, backend=BACKEND, dynamic=False, fullgraph=True)
         for inner_padding in (False, True) if masked else (False,):
             _run_once(layers[0], model, rows, dtype, inner_padding)
         if device.type == "cuda":

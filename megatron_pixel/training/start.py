@@ -1,5 +1,6 @@
 """What a run looks at before it builds anything: its folder, its lock, the machines."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,29 +79,54 @@ def compile_as_asked(config: RunConfig, stages: nn.Module) -> list[str]:
         A line on what it took; none where nothing is compiled.
 
     Raises:
-        UserError: on all ranks alike; they cannot be compiled here.
+        UserError: on all ranks alike; some cannot compile them. Names the first of these and its machine.
     """
     if config.training.compile == "none":
         return []
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     masked = config.pair.layout == "released" and parse_mixture(config.data.mixture).pair > 0
     seconds: list[float] = []
-    together(lambda: seconds.append(compile_layers(stages, config.model, config.training.micro_rows, dtype, masked)))
+
+    def compile_here() -> None:
+        try:
+            seconds.append(compile_layers(stages, config.model, config.training.micro_rows, dtype, masked))
+        except UserError as error:
+            raise UserError(f"{_this_rank()}: {error}") from error
+
+    together(compile_here)
     return [f"  compile     one code for all decoder layers, in {seconds[0]:.1f} s"]
 
 
 def together(work: Callable[[], object]) -> None:
-    """Do something on every rank; where it failed on any with a UserError, all raise it. Collective."""
-    problem = None
+    """Do something on every rank; where it failed on any, all raise. Collective.
+
+    Raises:
+        UserError: on all ranks alike, that of the first rank that raised one. Of any other error, such as one of
+            memory, the rank that met it raises it as it is, and the others tell which rank that was.
+    """
+    failure: Exception | None = None
     try:
         work()
-    except UserError as error:
-        problem = str(error)
+    except Exception as error:  # whatever it is, the others would wait for this rank
+        failure = error
     problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
+    dist.all_gather_object(problems, None if failure is None else _told(failure))
+    if failure is not None and not isinstance(failure, UserError):
+        raise failure
     found = next((entry for entry in problems if entry is not None), None)
     if found is not None:
-        raise UserError(found)
+        raise UserError(found) from failure
+
+
+def _told(failure: Exception) -> str:
+    """What the other ranks say of a failure."""
+    if isinstance(failure, UserError):
+        return str(failure)
+    return f"{_this_rank()}: {type(failure).__name__}: {failure}"
+
+
+def _this_rank() -> str:
+    return f"rank {dist.get_rank()} on {socket.gethostname()}"
 
 
 def _compare_hashes(config: RunConfig, rank: int, world_size: int) -> None:

@@ -1,6 +1,8 @@
 """What the tests of this folder ask of two ranks, in one start of two processes: imports cost more than the work."""
 
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import deepspeed
 import torch
@@ -8,13 +10,16 @@ import torch.distributed as dist
 
 from megatron_pixel.config.schema import LossConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_pixel.data.rows import Kind
+from megatron_pixel.model import compiling as compiler
 from megatron_pixel.model.batch import Batch, to_tensors
 from megatron_pixel.model.objectives import Objective, losses, pretraining_objectives
 from megatron_pixel.model.stages import build_stages
 from megatron_pixel.parallel.deepspeed_file import DeepSpeedFile
 from megatron_pixel.parallel.engine import build_engine, merged_config
 from megatron_pixel.parallel.mesh import Mesh, mesh
+from megatron_pixel.training.start import compile_as_asked
 from tests.distributed.harness import use_store
+from tests.distributed.tiny_run import tiny
 from tests.model.helpers import rows_of
 
 MODEL = ModelConfig(
@@ -38,6 +43,7 @@ def everything() -> dict[str, Any]:
             if name == "data":
                 result["one"] = measure(here)
                 result["zero"] = zero_differences(here)
+                result["compiling"] = {name: compiling(here, name) for name in ("compiler", "memory")}
             elif name == "tensor":
                 result["two"] = measure(here)
                 # Megatron asks for the current CUDA device; all else of it works on this one.
@@ -102,6 +108,29 @@ def zero_differences(here: Mesh) -> dict[int, tuple[float, str]]:
         weights = zero_weights(stage, here, objectives, touch_all)
         result[key] = max(((weights[name] - value).abs().max().item(), name) for name, value in expected.items())
     return result
+
+
+def compiling(here: Mesh, lacking: str) -> tuple[str, str]:
+    """Type and message of what ends this rank's start where the second one, alone, lacks a compiler or memory."""
+
+    def no_compiler(*_: Any) -> None:
+        raise RuntimeError("No working C++ compiler found\nand more")
+
+    def no_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    config = tiny("not made", "--training.compile=layers")
+    stages = torch.nn.Sequential(
+        *build_stages(config.model, pretraining_objectives(config.model, LossConfig()), seed=3)
+    )
+    torch._dynamo.reset()
+    compiler.BACKEND = no_compiler if lacking == "compiler" and here.rank else "aot_eager"
+    try:
+        with patch.object(compiler, "_run_once", no_memory) if lacking == "memory" and here.rank else nullcontext():
+            compile_as_asked(config, stages)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", "compiled"
 
 
 def plain_weights(objectives: tuple[Objective, ...]) -> dict[str, torch.Tensor]:
