@@ -2,11 +2,11 @@
 
 import multiprocessing
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
-CLOSING = 30.0
+CLOSING = 10.0
 """Seconds that a process has to end by itself."""
 
 
@@ -36,7 +36,7 @@ class Remote:
         context = multiprocessing.get_context("spawn")
         self._limit = limit
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments))
         self._process.start()
         theirs.close()
 
@@ -61,12 +61,21 @@ class Remote:
         return self._receive()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; it may be called more than once."""
         self._pipe.close()
         self._process.join(CLOSING)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+    @staticmethod
+    def close_all(remotes: Iterable["Remote"]) -> None:
+        """End the processes, all at the same time."""
+        them = list(remotes)
+        for remote in them:
+            remote._pipe.close()
+        for remote in them:
+            remote.close()
 
     def _receive(self) -> Any:
         if not self._pipe.poll(self._limit):

@@ -26,7 +26,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,10 +97,13 @@ def main(words: Sequence[str]) -> None:
     figures: dict[str, Any] = {}
     for number, precision in enumerate(precisions):
         left = begin + 60 * arguments.minutes - time.monotonic()
-        found = measure(arguments, precision, cuda, left / (len(precisions) - number))
-        figures |= found if not number else {precision: found}
-        # Written each time: a run that is ended keeps what it has.
-        result_file.write(arguments.json, figures, ("torch", "deepspeed", "megatron-core", "transformers"))
+        try:
+            for found in measure(arguments, precision, cuda, left / (len(precisions) - number)):
+                figures |= found if not number else {precision: found}
+                # Written each time: a run that is ended keeps what it has.
+                result_file.write(arguments.json, figures, ("torch", "deepspeed", "megatron-core", "transformers"))
+        except RemoteError as error:
+            raise SystemExit(f"{error.details}error: a step of ours, or the ceiling: {error}") from None
 
 
 def config_of(
@@ -133,11 +136,11 @@ def config_of(
     return load_config(recipe, [*words, f"--training.global_batch_rows={5 * micro}"])
 
 
-def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: float) -> dict[str, Any]:
-    """The figures of one precision.
+def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """The figures of one precision, after every round of steps.
 
     Args:
-        seconds: that it may take; at least two rounds are taken.
+        seconds: that it may take; at least one round is taken.
     """
     from benchmarks.training_rounds import Rounds
 
@@ -146,9 +149,11 @@ def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: 
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plans, skipped = plans_of(arguments, precision, cuda, folder)
         config = plans["ours"].config
-        limits = Remote(Limits, plans["ours"])
-        stack.callback(limits.close)
-        sides = start(plans, skipped, stack)
+        patience = max(120.0, 0.6 * seconds)
+        remotes = {name: Remote(TrainingSide, plan, limit=patience) for name, plan in plans.items()}
+        limits = Remote(Limits, plans["ours"], limit=patience)
+        stack.callback(Remote.close_all, [*remotes.values(), limits])
+        sides = started(plans, remotes, skipped)
         limits.wait()
         device = limits.call("device")
         shape = f"{config.training.micro_batch_rows} x {arguments.accumulation} rows of {config.model.seq_length:,}"
@@ -158,15 +163,15 @@ def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: 
         rounds = Rounds(sides, limits, config, cuda, say)
         rounds.warm_up(arguments.kinds)
         while True:
-            started = time.monotonic()
+            began = time.monotonic()
             rounds.take(arguments.kinds)
+            figures = figures_of(arguments, config, rounds, ceilings, device)
+            figures["variants_left_out"] = skipped | {s.name: s.failed for s in sides if s.failed is not None}
+            yield figures
             now = time.monotonic()
-            if rounds.rounds >= 2 and now + (now - started) > end:
+            if now + (now - began) > end:
                 break
-        figures = figures_of(arguments, config, rounds, ceilings, device)
-    figures["variants_left_out"] = skipped | {s.name: s.failed for s in sides if s.failed is not None}
     show(figures, arguments.kinds)
-    return figures
 
 
 def plans_of(
@@ -185,20 +190,19 @@ def plans_of(
                 raise
             skipped[name] = str(error).splitlines()[0]
             continue
-        plans[name] = SidePlan("", config, accumulation, name != RETURNED, processor)
+        # Steps of as many positions, as far as may be, also where micro-batches hold more.
+        times = max(1, config.training.micro_rows // arguments.rows)
+        plans[name] = SidePlan("", config, max(1, accumulation // times), name != RETURNED, processor)
     for name in arguments.peers:
         plans[name] = SidePlan(PEERS[name], plans["ours"].config, accumulation, name == "hf_kept", processor)
     return plans, skipped
 
 
-def start(plans: Mapping[str, SidePlan], skipped: dict[str, str], stack: ExitStack) -> list["Side"]:
-    """The processes of all sides, until the stack closes; those that cannot be built go to ``skipped``, with why."""
+def started(plans: Mapping[str, SidePlan], remotes: Mapping[str, Remote], skipped: dict[str, str]) -> list["Side"]:
+    """All sides, once their processes are there; those that cannot be built go to ``skipped``, with why."""
     from benchmarks.training_rounds import Side
     from benchmarks.training_run import readers
 
-    remotes = {name: Remote(TrainingSide, plan) for name, plan in plans.items()}
-    for remote in remotes.values():
-        stack.callback(remote.close)
     sides = []
     for name, plan in plans.items():
         try:
@@ -208,7 +212,7 @@ def start(plans: Mapping[str, SidePlan], skipped: dict[str, str], stack: ExitSta
             if name == "ours":
                 raise
             skipped[name] = str(error)
-            say(f"left out: {name}: {error}")
+            say(f"{error.details}left out: {name}: {error}")
             continue
         sides.append(
             Side(name, remotes[name], facts["kinds"], facts["parameters"], readers(plan.config, plan.accumulation))
@@ -282,7 +286,7 @@ def say(line: str) -> None:
 
 def show(figures: dict[str, Any], kinds: Sequence[str]) -> None:
     """The tables of one precision."""
-    print(f"\n{figures['precision']}, medians of {figures['rounds']} rounds")
+    print(f"\n{figures['precision']}, {figures['rounds']} rounds, medians")
     print(f"{'':24}{'positions/s':>12}{'targets/s':>12}{'TFLOP/s':>9}{'MFU':>7}{'ceiling':>9}{'memory GB':>11}"
           f"{'ours by it':>12}   data/forward/backward/optimizer s")  # fmt: skip
     for name in kinds:

@@ -89,19 +89,18 @@ class Rounds:
         self.head_seconds: dict[int, float] = {}
 
     def warm_up(self, kinds: Sequence[str]) -> None:
-        """Steps that count nothing: they make what lasts, then tell the memory that a step takes, then settle.
+        """Steps that count nothing: one that makes what lasts, others that tell the memory, others to settle.
 
         On a CPU, to know the memory of a step all that is free must go back to the system, which the next steps have to
         get anew: nothing is timed before they have.
         """
-        for kind in kinds:
-            self._turn(kind, lambda side, kind: self._step(side, kind, 0))
+        self._turn(kinds[0], lambda side, kind: side.remote.call("warm_up", kind))
         for kind in kinds:
             self._turn(kind, self._weigh)
         for _ in range(0 if self._cuda else SETTLING):
             for kind in kinds:
                 if kind != "mix" or len(kinds) == 1:
-                    self._turn(kind, lambda side, kind: self._step(side, kind, 0))
+                    self._turn(kind, lambda side, kind: side.remote.call("warm_up", kind))
         if "text" in kinds:
             self._limits.call("head_seconds", 1)
 
@@ -126,14 +125,13 @@ class Rounds:
                 if side is self.sides[0]:
                     raise
                 side.failed = str(error)
-                self._say(f"{side.name}: left out from here on: {side.failed}")
+                self._say(f"{error.details}{side.name}: left out from here on: {side.failed}")
 
     def _step(self, side: Side, kind: str, number: int) -> None:
         step: Step = side.remote.call("step", kind)
-        if number:
-            side.steps.setdefault(kind, {})[number] = step
-            side.work.setdefault(kind, {})[number] = self._count(side.readers[kind], step.number)
-        self._say(f"  {f'round {number}' if number else 'warm-up'}  {kind:6}{side.name:16}{step.seconds:9.3f} s")
+        side.steps.setdefault(kind, {})[number] = step
+        side.work.setdefault(kind, {})[number] = self._count(side.readers[kind], step.number)
+        self._say(f"  round {number}  {kind:6}{side.name:16}{step.seconds:9.3f} s")
 
     def _weigh(self, side: Side, kind: str) -> None:
         side.peak_memory[kind] = side.remote.call("peak_memory", kind)

@@ -153,6 +153,10 @@ class TrainingSide:
         self._release()
         return step
 
+    def warm_up(self, kind: str) -> None:
+        """A step that is not timed: the first one makes what lasts."""
+        self._take(kind)
+
     def peak_memory(self, kind: str) -> int:
         """Most bytes in use during a step, from a state in which nothing is kept that is free."""
         found = self._memory.during(lambda: self._take(kind))
