@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 from megatron_pixel.data.rows import Kind
+from megatron_pixel.planning.modules import met_in_a_pass
 from megatron_pixel.planning.parameters import Parameter
 from megatron_pixel.planning.setting import Setting
 
@@ -103,11 +104,6 @@ def _one_by_one(modules: Sequence[str]) -> Iterator[Event]:
         yield Event(module, False)
 
 
-def _modules(setting: Setting) -> int:
-    """Modules that a pass goes through forward and backward, those without parameters of their own included."""
-    return 28 + 27 * setting.model.layers + 13 * len(setting.recompute)
-
-
 class _Coordinator:
     """``PartitionedParameterCoordinator``: names and rules are those of DeepSpeed's class."""
 
@@ -122,7 +118,7 @@ class _Coordinator:
             self._owned.setdefault(parameter.module, []).append(parameter)
         # The embedder looks at this weight's dtype, which DeepSpeed takes for a use.
         self._owned["0.patches"] = self._owned["0.patches.projection"][:1]
-        self._modules = _modules(setting)
+        self._modules = len(met_in_a_pass(setting.model.layers, setting.recompute))
         self._knows = UNKNOWN
         self._order: list[str] = []
         self._queue: deque[tuple[Parameter, int]] = deque()
