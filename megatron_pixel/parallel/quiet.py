@@ -27,8 +27,9 @@ LIBRARY_WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
 """Package that warns, category, beginning of the message."""
 
 LIBRARY_RECORDS = {
-    # CPU is a first-class device here.
+    # CPU is a first-class device here, also to a PyTorch built for CUDA.
     "DeepSpeed": "Setting accelerator to CPU",
+    "torch.utils.cpp_extension": "No CUDA runtime is found",
 }
 """Beginning of the log record that is dropped, by logger."""
 

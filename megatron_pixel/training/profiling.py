@@ -120,7 +120,7 @@ def backward_on_its_own_track(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         if '"name":' in line:
             moves = _BACKWARD.search(line) is not None
-        elif moves and '"tid":' in line:
+        if moves and '"tid":' in line:  # on a line of its own, or of the name's: as the version of PyTorch writes it
             line = re.sub(r'"tid": *([0-9]+)', rf'"tid": "\1 {BACKWARD_TRACK}"', line)
             moves = False
         yield line

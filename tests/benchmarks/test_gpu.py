@@ -1,13 +1,17 @@
 """The one call for a GPU: what it takes along, what it installs, and how it ends what runs too long."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import gpu, gpu_wheels
 
@@ -84,34 +88,82 @@ def test_a_folder_is_kept_in_order_and_below_its_limit(
         gpu_wheels.collect(tmp_path, "3.12", [], limit=1.0)
 
 
-def test_a_program_is_shown_kept_and_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_program_is_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log"
     result = gpu._logged([sys.executable, "-c", "print('well'); raise SystemExit(3)"], log, {}, 30)
     assert result["status"] == 3
     assert log.read_text() == "well\n" == capsys.readouterr().out
-    slow = "import time; print('begun', flush=True); time.sleep(60)"
-    result = gpu._logged([sys.executable, "-c", slow], log, {}, 2)
-    assert result["status"] == 124
-    assert result["seconds"] < 20
-    assert log.read_text() == "begun\n"
+    gpu._logged([sys.executable, "-c", "print('again')"], log, {}, 30, append=True)
+    assert log.read_text() == "well\nagain\n"
+
+
+SLOW = """
+import signal, subprocess, sys, time
+if sys.argv[1] == "deaf":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("summed up", flush=True)
+"""
+
+
+def test_programs_are_interrupted_then_ended_with_all_they_have_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is left would keep the device, and its open pipe would keep this program."""
+    monkeypatch.setattr(gpu, "GRACE", 0.5)
+
+    def run(kind: str) -> tuple[dict[str, Any], list[str]]:
+        result = gpu._logged([sys.executable, "-c", SLOW, kind], tmp_path / kind, {}, 3.0)
+        return result, (tmp_path / kind).read_text().splitlines()
+
+    with ThreadPoolExecutor() as pool:
+        (summing, its_lines), (deaf, other_lines) = pool.map(run, ["summing", "deaf"])
+    assert summing["status"] == deaf["status"] == 124
+    assert max(summing["seconds"], deaf["seconds"]) < 20
+    assert its_lines[1:] == ["summed up"]
+    assert other_lines[1:] == []
+    children = [int(lines[0]) for lines in (its_lines, other_lines)]
+    for _ in range(100):
+        if all(map(is_gone, children)):
+            break
+        time.sleep(0.05)
+    assert all(map(is_gone, children))
+
+
+def is_gone(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 class Programs:
     """Stands for the programs that are started: what they would leave, and how long they take of a clock."""
 
-    def __init__(self, levers: list[int]) -> None:
+    def __init__(self, levers: list[int], device: int = 0) -> None:
         self.commands: list[list[str]] = []
         self.limits: list[float] = []
-        self._levers = levers
+        self._levers, self._device = levers, device
 
-    def __call__(self, command: list[str], log: Path, environment: dict[str, str], limit: float) -> dict[str, Any]:
+    def __call__(
+        self, command: list[str], log: Path, environment: dict[str, str], limit: float, append: bool = False
+    ) -> dict[str, Any]:
         self.commands.append(command)
         self.limits.append(limit)
-        assert "PYTHONPYCACHEPREFIX" in environment
+        assert "TRITON_CACHE_DIR" in environment
+        assert "PYTHONDONTWRITEBYTECODE" not in environment
+        if "-c" in command:
+            return {"status": self._device, "seconds": 9.0}
         if "pytest" in command:
+            assert environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
             log.write_text("1 failed, 12 passed, 3 skipped in 9 s\n")
             return {"status": 1, "seconds": 9.0}
         Path(command[command.index("--json") + 1]).write_text("{}")
+        assert append == (sum("--go-on" in each for each in self.commands) > 1)
         status = self._levers.pop(0) if "--go-on" in command else 0
         return {"status": status, "seconds": 99.0}
 
@@ -120,23 +172,55 @@ def test_a_failure_of_one_does_not_keep_the_others(tmp_path: Path, monkeypatch: 
     programs = Programs(levers=[-11, 1, 0])
     monkeypatch.setattr(gpu, "_logged", programs)
     assert gpu.main(["--out", str(tmp_path), "--minutes", "10"]) == 1
-    tests, benchmark, *levers = programs.commands
+    _, tests, benchmark, *levers = programs.commands
     assert "tests/gpu/test_training.py" in tests
     assert "tests/model/test_batch.py" in tests
     assert benchmark[benchmark.index("--variants") + 1] == "all"
+    assert benchmark[benchmark.index("--precision") + 1 :] == ["bf16"]
     assert len(levers) == 3, "a part that ends the program, and one that spoils the device, cost only themselves"
-    assert programs.limits[:3] == pytest.approx([180, 600 - 132 + gpu.CLOSING, 600], abs=2)
+    assert programs.limits[:4] == pytest.approx([gpu.LOOKING, 180, 600 - 132 + gpu.CLOSING, 600], abs=2)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["tests"] == {"status": 1, "seconds": 9.0, "passed": 12, "failed": 1, "skipped": 3, "error": 0}
     assert summary["benchmark"] == {"status": 0, "seconds": 99.0, "written": True}
     assert summary["levers"] == {"status": 0, "seconds": 297.0, "calls": 3, "written": True}
 
 
+def test_without_the_device_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tests would be skipped, which looks well."""
+    programs = Programs(levers=[], device=1)
+    monkeypatch.setattr(gpu, "_logged", programs)
+    assert gpu.main(["--out", str(tmp_path)]) == 1
+    assert len(programs.commands) == 1
+    assert "torch cannot use a cuda device here" in capsys.readouterr().out
+    assert json.loads((tmp_path / "summary.json").read_text())["machine"]["status"] == 1
+
+
+def test_what_has_no_time_left_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = Programs(levers=[])
+    monkeypatch.setattr(gpu, "_logged", programs)
+    assert gpu.main(["--out", str(tmp_path), "--minutes", "0.1"]) == 1
+    assert len(programs.commands) == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert all(summary[job] == {"status": 124, "seconds": 0.0} for job in gpu.JOBS)
+
+
 def test_an_error_of_the_call_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = Programs(levers=[2])
     monkeypatch.setattr(gpu, "_logged", programs)
     assert gpu.main(["--out", str(tmp_path), "--only", "levers"]) == 1
-    assert len(programs.commands) == 1
+    assert len(programs.commands) == 2
+
+
+def test_the_look_says_what_is_there(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    hide = "import sys; sys.modules |= dict.fromkeys(['deepspeed', 'megatron', 'triton', 'transformers'])\n"
+    assert gpu._logged([sys.executable, "-c", hide + gpu.LOOK, "cpu"], log, {}, 60)["status"] == 0
+    shown = log.read_text()
+    assert f"with torch {torch.__version__}" in shown
+    assert "deepspeed cannot be imported: ModuleNotFoundError" in shown
+    assert re.search("^numpy .*__init__", shown, re.MULTILINE)
 
 
 def test_it_starts_where_nothing_is_installed() -> None:

@@ -39,6 +39,7 @@ warnings.warn_explicit("Apex is not installed. Falling back", UserWarning, "file
 logger = logging.getLogger("DeepSpeed")
 logger.warning("Setting accelerator to CPU. If you have GPU")
 logger.warning("the disk is full")
+logging.getLogger("torch.utils.cpp_extension").warning("No CUDA runtime is found, using CUDA_HOME='/usr'")
 """
     said = output(SILENCE + program)
     assert "a warning of our own" in said
@@ -47,3 +48,4 @@ logger.warning("the disk is full")
     assert "file.py:2" not in said
     assert "the disk is full" in said
     assert "Setting accelerator" not in said
+    assert "No CUDA runtime" not in said

@@ -13,6 +13,7 @@ import pytest
 from megatron_pixel.config.loader import load_config
 from megatron_pixel.reporting.report_page import report_page
 from megatron_pixel.training.pages import list_pages, load_pages
+from megatron_pixel.training.profiling import BACKWARD_TRACK, backward_on_its_own_track
 from tests.distributed.cases import RECIPES
 from tests.distributed.harness import run_ranks
 
@@ -108,6 +109,15 @@ def test_regions_of_the_trace_are_nested(events: list[Event]) -> None:
             open_until.append(end)
     (own,) = {event["tid"] for event in events if event["name"] == "layer 3 backward"}
     assert str(own).endswith("stages backward")
+
+
+@pytest.mark.parametrize("between", [" ", "\n    "])
+def test_the_backward_pass_moves_however_the_lines_are_broken(between: str) -> None:
+    """Versions of PyTorch differ in it."""
+    events = [f'"name": "{name}", "pid": 1,{between}"tid": 7,\n' for name in ("heads backward", "heads")]
+    written = "".join(backward_on_its_own_track("".join(events).splitlines(keepends=True)))
+    moved = events[0].replace("7", f'"7 {BACKWARD_TRACK}"')
+    assert written == moved + events[1]
 
 
 def test_stages_run_in_order_and_go_back_in_the_other(named: list[Event]) -> None:
