@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,37 +100,44 @@ SLOW = """
 import signal, subprocess, sys, time
 if sys.argv[1] == "deaf":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-print(child.pid, flush=True)
 try:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    print(child.pid, flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("summed up", flush=True)
 """
 
 
-def test_programs_are_interrupted_then_ended_with_all_they_have_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kind", "grace", "said"), [("willing", 30.0, ["summed up"]), ("deaf", 0.2, [])])
+def test_a_program_is_interrupted_then_ended_with_all_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, grace: float, said: list[str]
 ) -> None:
     """A process that is left would keep the device, and its open pipe would keep this program."""
-    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    log = tmp_path / "log"
 
-    def run(kind: str) -> tuple[dict[str, Any], list[str]]:
-        result = gpu._logged([sys.executable, "-c", SLOW, kind], tmp_path / kind, {}, 3.0)
-        return result, (tmp_path / kind).read_text().splitlines()
+    class Late(subprocess.Popen[str]):
+        """Its time is up as soon as it has said something."""
 
-    with ThreadPoolExecutor() as pool:
-        (summing, its_lines), (deaf, other_lines) = pool.map(run, ["summing", "deaf"])
-    assert summing["status"] == deaf["status"] == 124
-    assert max(summing["seconds"], deaf["seconds"]) < 20
-    assert its_lines[1:] == ["summed up"]
-    assert other_lines[1:] == []
-    children = [int(lines[0]) for lines in (its_lines, other_lines)]
-    for _ in range(100):
-        if all(map(is_gone, children)):
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout != 100.0:
+                return super().wait(timeout)
+            while not log.exists() or not log.read_text():
+                time.sleep(0.02)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(gpu, "GRACE", grace)
+    monkeypatch.setattr(subprocess, "Popen", Late)
+    result = gpu._logged([sys.executable, "-c", SLOW, kind], log, {}, 100.0 + grace)
+    assert result["status"] == 124
+    assert result["seconds"] < 30
+    child, *rest = log.read_text().splitlines()
+    assert rest == said
+    for _ in range(200):
+        if is_gone(int(child)):
             break
         time.sleep(0.05)
-    assert all(map(is_gone, children))
+    assert is_gone(int(child))
 
 
 def is_gone(number: int) -> bool:
