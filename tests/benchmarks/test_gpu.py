@@ -184,7 +184,7 @@ def test_a_failure_of_one_does_not_keep_the_others(tmp_path: Path, monkeypatch: 
     assert benchmark[benchmark.index("--variants") + 1] == "all"
     assert benchmark[benchmark.index("--precision") + 1 :] == ["bf16"]
     assert len(levers) == 3, "a part that ends the program, and one that spoils the device, cost only themselves"
-    assert programs.limits[:4] == pytest.approx([gpu.LOOKING, 180, 600 - 132 + gpu.CLOSING, 600], abs=2)
+    assert programs.limits[:4] == pytest.approx([gpu.LOOKING, 216, 600 - 132 + gpu.CLOSING, 600], abs=2)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["tests"] == {"status": 1, "seconds": 9.0, "passed": 12, "failed": 1, "skipped": 3, "error": 0}
     assert summary["benchmark"] == {"status": 0, "seconds": 99.0, "written": True}
