@@ -108,19 +108,31 @@ def test_errors_of_the_call() -> None:
             levers_gpu.main([])
 
 
-def test_both_sides_of_a_part_compute_the_same() -> None:
+def test_both_sides_of_a_part_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with alone():
         stage = SETUP.stage(1)
         state = SETUP.travelling(2)
         graphable = parts.Graphable(stage)(state.hidden, parts._angles(stage, state))
         torch.testing.assert_close(graphable, stage(tuple(state))[0], rtol=0, atol=0)
-        before = token_loss.CHUNK
-        for change in parts.head(SETUP):
-            change.after()
-            assert before == token_loss.CHUNK
+    monkeypatch.setattr(parts, "passes", lambda call, wanted: call)
+    for change in (*parts.attention(SETUP), *parts.patches(SETUP)):
+        torch.testing.assert_close(change.before(), change.after())
+
+
+def test_the_token_head_works_in_the_chunks_that_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, head = token_loss.CHUNK, token_loss.linear_cross_entropy
+    taken: list[int] = []
+
+    def watched(*arguments: torch.Tensor) -> token_loss.HeadLoss:
+        taken.append(token_loss.CHUNK)
+        return head(*arguments)
+
+    monkeypatch.setattr(token_loss, "linear_cross_entropy", watched)
     with alone():
-        repeated, shared = (next(parts.attention(SETUP)).before, next(parts.attention(SETUP)).after)
-        repeated(), shared()
+        for change in parts.head(SETUP):
+            change.before(), change.after()
+    assert taken == [size for other in parts.CHUNKS for size in (ours, other)]
+    assert ours == token_loss.CHUNK
 
 
 @pytest.mark.parametrize("rowwise", [False, True])
