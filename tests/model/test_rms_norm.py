@@ -27,7 +27,7 @@ def drawn(*shape: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return states.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
 
 
-@pytest.mark.parametrize("cached", [1, 24, 1 << 17])
+@pytest.mark.parametrize("cached", [1, 24, module.CACHED])
 @pytest.mark.parametrize("shape", [(5, 2, 8), (7, 12), (1, 4), (0, 3, 4)])
 def test_in_fp64_it_is_the_formula(shape: tuple[int, ...], cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CACHED", cached)
