@@ -19,7 +19,7 @@ from megatron_pixel.training.feeding import Feeder, Prepared
 from megatron_pixel.training.guarding import Guards
 from megatron_pixel.training.guards import GuardError, StopSignals, Verdict
 from megatron_pixel.training.health import probe
-from megatron_pixel.training.losses import StepCounts, micro_batch_loss
+from megatron_pixel.training.losses import StepCounts, loss_factors, micro_batch_loss
 from megatron_pixel.training.metrics import Record
 from megatron_pixel.training.observation import Observer
 from megatron_pixel.training.schedule import learning_rate
@@ -111,6 +111,7 @@ class Trainer:
         prepared = [self.feeder.prepare(batch) for batch in batches]
         feed = self.feeder.feed(prepared)
         counts = StepCounts([item.tally for item in prepared], self._objectives, mesh.data_group, mesh.device)
+        factors = loss_factors(self._objectives, counts.divisors, mesh.data_size, len(batches))
         rate = learning_rate(step, self._training.steps, self._optimizer)
         set_learning_rate(self.engine, rate)
         skipped_before = self.engine.skipped_steps
@@ -120,7 +121,7 @@ class Trainer:
             with self._execution.clock.named("loss"):
                 terms = losses(outputs, batch.labels, self._objectives)
                 totals.add(batch.kind, terms, batch.rows)
-                value = micro_batch_loss(terms, self._objectives, counts.divisors, mesh.data_size, len(batches))
+                value = micro_batch_loss(terms, factors)
             contributions.append(value.detach())
             alive.beat(f"backward pass of micro-batch {len(contributions)} of {len(batches)}")
             return value

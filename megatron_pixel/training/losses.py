@@ -111,14 +111,10 @@ class StepCounts:
         return self._known[5]
 
 
-def micro_batch_loss(
-    terms: Mapping[str, LossSum],
-    objectives: Sequence[Objective],
-    divisors: Mapping[str, Tensor],
-    data_parallel: int,
-    accumulation: int,
-) -> torch.Tensor:
-    """The scalar whose backward pass a micro-batch contributes.
+def loss_factors(
+    objectives: Sequence[Objective], divisors: Mapping[str, Tensor], data_parallel: int, accumulation: int
+) -> dict[str, Tensor]:
+    """What each objective's sum over a micro-batch is multiplied with, fp32 scalars on the device; made once a step.
 
     DeepSpeed divides gradients by the data-parallel size and by the accumulation steps; times both, ::
 
@@ -126,10 +122,13 @@ def micro_batch_loss(
 
     gives the gradient of ``sum_k w_k * global_sum_k / global_count_k`` whatever the cut into micro-batches and ranks.
     """
-    weights = {objective.name: objective.weight for objective in objectives}
     scale = float(data_parallel * accumulation)
-    parts = [term.sum * (weights[name] * scale / divisors[name]).float() for name, term in terms.items()]
-    return torch.stack(parts).sum()
+    return {each.name: (each.weight * scale / divisors[each.name]).float() for each in objectives}
+
+
+def micro_batch_loss(terms: Mapping[str, LossSum], factors: Mapping[str, Tensor]) -> torch.Tensor:
+    """The scalar whose backward pass a micro-batch contributes; ``factors`` are :func:`loss_factors`."""
+    return torch.stack([term.sum * factors[name] for name, term in terms.items()]).sum()
 
 
 class LossTotals:

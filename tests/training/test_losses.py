@@ -6,7 +6,7 @@ from megatron_pixel.data.rows import PADDING_ORIGIN, Kind, MicroBatch, Modality,
 from megatron_pixel.data.synthetic import SyntheticSource
 from megatron_pixel.model.objectives import LossSum, pretraining_objectives
 from megatron_pixel.parallel.mesh import Mesh
-from megatron_pixel.training.losses import LossTotals, StepCounts, micro_batch_loss, tally
+from megatron_pixel.training.losses import LossTotals, StepCounts, loss_factors, micro_batch_loss, tally
 
 OBJECTIVES = pretraining_objectives(ModelConfig(), LossConfig(token_weight=1.0, patch_weight=0.5))
 
@@ -66,9 +66,8 @@ def divisors(tokens: int, patches: int) -> dict[str, torch.Tensor]:
 
 def test_a_micro_batch_is_scaled_so_that_averaging_cancels() -> None:
     token, patch = term(6.0, 3), term(8.0, 4)
-    loss = micro_batch_loss(
-        {"token": token, "patch": patch}, OBJECTIVES, divisors(12, 16), data_parallel=2, accumulation=5
-    )
+    factors = loss_factors(OBJECTIVES, divisors(12, 16), data_parallel=2, accumulation=5)
+    loss = micro_batch_loss({"token": token, "patch": patch}, factors)
     assert loss.item() == pytest.approx((6 / 12 + 0.5 * 8 / 16) * 10)
     loss.backward()
     assert token.sum.grad is not None
@@ -77,7 +76,8 @@ def test_a_micro_batch_is_scaled_so_that_averaging_cancels() -> None:
 
 def test_an_objective_without_any_target_still_takes_part() -> None:
     patch = term(0.0, 0)
-    loss = micro_batch_loss({"token": term(6.0, 3), "patch": patch}, OBJECTIVES, divisors(3, 1), 1, 1)
+    factors = loss_factors(OBJECTIVES, divisors(3, 1), 1, 1)
+    loss = micro_batch_loss({"token": term(6.0, 3), "patch": patch}, factors)
     loss.backward()
     assert patch.sum.grad is not None, "ranks that disagree about which parameters have a gradient would hang"
 
