@@ -12,6 +12,8 @@ from megatron_pixel.data.codec_base import DamagedPageError, Encoded, PageCodec
 from megatron_pixel.rendering.page import Page
 
 if TYPE_CHECKING:
+    from megatron_pixel.data.codec_columns import ColumnCodec
+    from megatron_pixel.data.codec_glyphs import GlyphCodec
     from megatron_pixel.rendering.renderer import Renderer
 
 __all__ = ["DamagedPageError", "Encoded", "PageCodec", "codec_class", "load_codec", "train_codec"]
@@ -20,13 +22,17 @@ DEFAULT = "glyphs"
 """What the pages of a renderer are stored with."""
 
 
-def codec_class(name: str, version: int | None = None) -> type[PageCodec]:
-    """Codec of that name, in the newest version by default. Raises UserError where this program has none."""
+def _codecs() -> "tuple[type[ColumnCodec], type[GlyphCodec]]":
+    """Those that there are; the one place that imports them."""
     from megatron_pixel.data.codec_columns import ColumnCodec
     from megatron_pixel.data.codec_glyphs import GlyphCodec
 
-    codecs: tuple[type[PageCodec], ...] = (ColumnCodec, GlyphCodec)
-    for codec in codecs:
+    return ColumnCodec, GlyphCodec
+
+
+def codec_class(name: str, version: int | None = None) -> type[PageCodec]:
+    """Codec of that name, in the newest version by default. Raises UserError where this program has none."""
+    for codec in _codecs():
         if codec.name == name and version in (None, codec.version):
             return codec
     raise UserError(f"no page codec {name!r} version {version} here; a newer program may know it")
@@ -37,14 +43,11 @@ def train_codec(pages: Sequence[Page], renderer: "Renderer | None" = None) -> Pa
 
     Without a renderer, the codec takes pages from anywhere, known by their pixels alone.
     """
+    columns, glyphs = _codecs()
     if renderer is not None:
-        from megatron_pixel.data.codec_glyphs import GlyphCodec
-
-        return GlyphCodec.build(pages, renderer)
-    from megatron_pixel.data.codec_columns import ColumnCodec
-
+        return glyphs.build(pages, renderer)
     patch_size = pages[0].patch_size if pages else 16  # without pages nothing will be encoded
-    return ColumnCodec.build(pages, patch_size)
+    return columns.build(pages, patch_size)
 
 
 def load_codec(path: str, name: str, version: int) -> PageCodec:
