@@ -197,8 +197,12 @@ def _too_large(config: RunConfig, plan: Plan) -> str:
 def _nothing_fits(config: RunConfig, plan: Plan) -> str:
     nearest = nearest_fit(least(config), plan)
     way_out = (
-        f"no layout of {plan.setting.devices} such devices fits: take more of them"
+        f"no layout of {_count(plan.setting.devices)} fits: take more of them"
         if nearest is None
         else f"nearest that fits: {' '.join(nearest.words)}"
     )
     return f"{automatic(config)[0]}: auto finds nothing that fits: {_settings(plan)} need {_memory(plan)}; {way_out}"
+
+
+def _count(devices: int) -> str:
+    return f"{devices} such devices" if devices > 1 else "one such device"
