@@ -51,7 +51,10 @@ GRACE = 10.0
 ATTEMPTS = 4
 """Calls of the levers at the most."""
 LOOK = """\
-import importlib, sys, torch
+import importlib, sys
+from megatron_pixel.parallel.quiet import silence_libraries
+silence_libraries()
+import torch
 print("Python", sys.version.split()[0], "with torch", torch.__version__, "for CUDA", torch.version.cuda)
 if sys.argv[1] == "cuda":
     print(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), "bytes free:", torch.cuda.mem_get_info()[0])
