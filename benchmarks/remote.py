@@ -102,7 +102,7 @@ def _serve(pipe: Connection, make: Callable[..., object], arguments: tuple[objec
         while made is not None:
             method, given = pipe.recv()
             _answer(pipe, getattr(made, method), given, returns=True)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except (EOFError, ConnectionError, KeyboardInterrupt):
         pass
     finally:
         if hasattr(made, "close"):

@@ -82,8 +82,8 @@ def test_a_folder_is_kept_in_order_and_below_its_limit(
     shown = capsys.readouterr().out
     assert "numba                     was there before, and is not asked for" in shown
     assert "3 wheels in" in shown
-    (tmp_path / "two-1.0-py3-none-any.whl").write_bytes(bytes(2 << 20))
-    with pytest.raises(gpu_wheels.WheelsError, match=r"has 2\.0 MiB, more than --limit 1"):
+    (tmp_path / "two-1.0-py3-none-any.whl").write_bytes(bytes(1 << 20))
+    with pytest.raises(gpu_wheels.WheelsError, match=r"has 1\.0 MiB, more than --limit 1"):
         gpu_wheels.collect(tmp_path, "3.12", [], limit=1.0)
 
 
