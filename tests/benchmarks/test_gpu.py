@@ -98,8 +98,8 @@ def test_a_program_is_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 SLOW = """
 import signal, subprocess, sys, time
-if sys.argv[1] == "deaf":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# Where the tests themselves were started behind a shell, interrupts would be ignored from the start.
+signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[1] == "deaf" else signal.default_int_handler)
 try:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     print(child.pid, flush=True)
