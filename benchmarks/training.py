@@ -163,13 +163,11 @@ def measure(arguments: argparse.Namespace, precision: str, cuda: bool, seconds: 
         rounds = Rounds(sides, limits, config, cuda, say)
         rounds.warm_up(arguments.kinds)
         while True:
-            began = time.monotonic()
             rounds.take(arguments.kinds)
             figures = figures_of(arguments, config, rounds, ceilings, device)
             figures["variants_left_out"] = skipped | {s.name: s.failed for s in sides if s.failed is not None}
             yield figures
-            now = time.monotonic()
-            if now + (now - began) > end:
+            if time.monotonic() + rounds.next_seconds(arguments.kinds) > end:
                 break
     show(figures, arguments.kinds)
 

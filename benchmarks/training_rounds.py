@@ -1,6 +1,7 @@
 """The measurement of ``training.py``: all sides take their steps in turns, and ratios are medians over rounds."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,7 @@ class Rounds:
         self._limits, self._config, self._cuda, self._say = limits, config, cuda, say
         self.rounds = 0
         self.head_seconds: dict[int, float] = {}
+        self._turn_seconds: dict[str, float] = {}
 
     def warm_up(self, kinds: Sequence[str]) -> None:
         """Steps that count nothing: one that makes what lasts, others that tell the memory, others to settle.
@@ -106,14 +108,23 @@ class Rounds:
 
     def take(self, kinds: Sequence[str]) -> None:
         """One round: every side takes a step of every kind, in an order that turns around from round to round."""
+        kinds = self._of_next(kinds)
         self.rounds += 1
         number = self.rounds
         for kind in kinds:
-            if kind != "mix" or number % MIX_EVERY == 1:
-                self._turn(kind, lambda side, kind: self._step(side, kind, number))
-                if kind == "text":
-                    its = self.sides[0].steps["text"][number]
-                    self.head_seconds[number] = self._limits.call("head_seconds", its.number)
+            began = time.monotonic()
+            self._turn(kind, lambda side, kind: self._step(side, kind, number))
+            if kind == "text":
+                its = self.sides[0].steps["text"][number]
+                self.head_seconds[number] = self._limits.call("head_seconds", its.number)
+            self._turn_seconds[kind] = time.monotonic() - began
+
+    def next_seconds(self, kinds: Sequence[str]) -> float:
+        """What another round will take, by those before it."""
+        return sum(self._turn_seconds[kind] for kind in self._of_next(kinds))
+
+    def _of_next(self, kinds: Sequence[str]) -> list[str]:
+        return [kind for kind in kinds if kind != "mix" or self.rounds % MIX_EVERY == 0]
 
     def _turn(self, kind: str, let: Callable[[Side, str], None]) -> None:
         for side in self.sides if self.rounds % 2 else self.sides[::-1]:

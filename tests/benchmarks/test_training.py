@@ -166,6 +166,7 @@ def test_sides_take_turns_and_one_that_fails_is_left_out(monkeypatch: pytest.Mon
     assert sides[1].failed == "RuntimeError: no memory"
     assert said.count("bad: left out from here on: RuntimeError: no memory") == 1
     assert rounds.head_seconds == {1: 0.125, 2: 0.125}
+    assert 0 < rounds.next_seconds(["text"]) < 1
     found = reached(sides[0], "text", peak=8.0)
     assert found["positions_per_second"] == 256.0
     assert found["tflops"] == 2.0
